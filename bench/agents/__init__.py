@@ -1,0 +1,1 @@
+"""Simulated agents: real gRPC servers whose timing, failures and replies follow seeded distributions."""

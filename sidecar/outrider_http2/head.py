@@ -1,0 +1,132 @@
+"""Header blocks as shared objects: what repeats is one interned `Head`, what is unique per call is its `Rest`.
+
+Always holds: a `Head` never changes, and equal heads of one `Heads` are one object while it is remembered, so
+everything derived from a head (its encoding, the route it takes) can be memoised by identity. A `Rest` holds the
+fields whose values differ from call to call; all but the owned ones are ready to be appended to any block.
+
+Deliberately not here: what the fields mean.
+"""
+
+from __future__ import annotations
+
+from outrider_http2.fields import content_length, request_parts, response_parts, trailer_parts
+from outrider_http2.hpack import literal
+
+Fields = tuple[tuple[bytes, bytes], ...]
+
+# Fields whose values are (nearly) unique per call: kept out of heads so that heads repeat.
+VOLATILE = frozenset(
+    {
+        b"content-length",
+        b"date",
+        b"endpoint-load-metrics-bin",
+        b"grpc-message",
+        b"grpc-retry-pushback-ms",
+        b"grpc-status-details-bin",
+        b"grpc-timeout",
+        b"grpc-trace-bin",
+        b"idempotency-key",
+        b"traceparent",
+        b"tracestate",
+        b"x-envoy-expected-rq-timeout-ms",
+        b"x-outrider-call-id",
+        b"x-outrider-trace-id",
+        b"x-request-id",
+        b"x-session-id",
+    }
+)
+
+
+class Head:
+    """The repeating part of a header block. For trailers `status` is 0; for requests the four pseudo-headers are set."""
+
+    __slots__ = ("authority", "fields", "method", "path", "path_text", "scheme", "status", "values")
+
+    def __init__(
+        self,
+        fields: Fields,
+        method: bytes = b"",
+        scheme: bytes = b"",
+        authority: bytes = b"",
+        path: bytes = b"",
+        status: int = 0,
+    ):
+        self.fields = fields  # regular fields, in order
+        self.method = method
+        self.scheme = scheme
+        self.authority = authority
+        self.path = path
+        self.path_text = path.decode("ascii", "replace")
+        self.status = status
+        self.values: dict[bytes, bytes] = dict(reversed(fields))  # first value of each name
+
+    def request_fields(self, scheme: bytes) -> Fields:
+        """The whole request block, pseudo-headers first, under the scheme of the connection it goes out on."""
+        pseudo = ((b":method", self.method), (b":scheme", scheme), (b":path", self.path))
+        if self.authority:
+            return (*pseudo, (b":authority", self.authority), *self.fields)
+        return pseudo + self.fields
+
+    def response_fields(self) -> Fields:
+        """The whole response block."""
+        return ((b":status", b"%d" % self.status), *self.fields)
+
+
+class Rest:
+    """The fields of a block that do not repeat: `values` by name (repeated ones joined by commas), `literals` to be forwarded."""
+
+    __slots__ = ("length", "literals", "values")
+
+    def __init__(self, fields: list[tuple[bytes, bytes]], owned: frozenset[bytes]):
+        self.values = dict(fields)
+        if len(self.values) != len(fields):
+            self.values = {name: b",".join([v for n, v in fields if n == name]) for name in self.values}
+        self.length = content_length(fields) if b"content-length" in self.values else None
+        self.literals = b"".join([literal(name, value) for name, value in fields if name not in owned])
+
+
+class Heads:
+    """Interns heads for a process. `owned` names are never forwarded as they came: the caller writes its own."""
+
+    __slots__ = ("_empty", "_known", "_max_bytes", "_max_heads", "_owned")
+
+    def __init__(self, owned: frozenset[bytes] = frozenset(), max_heads: int = 2_048, max_bytes: int = 2_048):
+        self._owned = owned
+        self._known: dict[object, Head] = {}
+        self._max_heads = max_heads
+        self._max_bytes = max_bytes  # of one head's fields: larger ones are not remembered
+        self._empty = Rest([], owned)
+
+    def _intern(self, key: tuple, make: tuple) -> Head:
+        head = self._known.get(key)
+        if head is None:
+            head = Head(*make)
+            if sum(len(name) + len(value) for name, value in head.fields) <= self._max_bytes:
+                if len(self._known) >= self._max_heads:
+                    self._known.clear()
+                self._known[key] = head
+        return head
+
+    def _split(self, regular: Fields) -> tuple[Fields, Rest]:
+        moving = [field for field in regular if field[0] in VOLATILE]
+        if not moving:
+            return regular, self._empty
+        return tuple([field for field in regular if field[0] not in VOLATILE]), Rest(moving, self._owned)
+
+    def request(self, fields: Fields) -> tuple[Head, Rest]:
+        """Validated request head and rest; FieldError when the RFC forbids the block."""
+        method, scheme, authority, path, regular = request_parts(fields)
+        stable, rest = self._split(regular)
+        key = (stable, method, scheme, authority, path)
+        return self._intern(key, key), rest
+
+    def response(self, fields: Fields) -> tuple[Head, Rest]:
+        """Validated response head and rest; FieldError when the RFC forbids the block."""
+        status, regular = response_parts(fields)
+        stable, rest = self._split(regular)
+        return self._intern((stable, status), (stable, b"", b"", b"", b"", status)), rest
+
+    def trailers(self, fields: Fields) -> tuple[Head, Rest]:
+        """Validated trailers and rest; FieldError when the RFC forbids the block."""
+        stable, rest = self._split(trailer_parts(fields))
+        return self._intern((stable, 0), (stable,)), rest

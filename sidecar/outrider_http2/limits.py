@@ -1,0 +1,53 @@
+"""Bounds of one HTTP/2 connection: what we announce, and what we accept before a peer is cut off."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Sizes in bytes, times in seconds. Rates are token buckets: a burst, then so many a second."""
+
+    max_streams: int = 1_000  # streams the peer may have open
+    stream_window_bytes: int = 256 * 1024
+    connection_window_bytes: int = 1024 * 1024
+    header_list_bytes: int = 64 * 1024  # larger lists are refused per stream
+    header_block_bytes: int = 128 * 1024  # larger encoded blocks end the connection
+    max_continuations: int = 32
+    control_burst: int = 10_000  # SETTINGS, PING, PRIORITY, empty DATA, unknown and useless frames
+    control_per_s: float = 1_000.0
+    reset_burst: int = 1_000  # streams the peer resets
+    reset_per_s: float = 200.0
+    stalled_control_frames: int = 5_000  # answers owed to a peer that does not read
+    preface_timeout_s: float = 10.0
+    settings_timeout_s: float = 10.0
+    idle_timeout_s: float = 0.0  # without streams; 0: never
+    stall_timeout_s: float = 300.0  # a half-sent frame or header block
+    ping_interval_s: float = 0.0  # keepalive when nothing was received; 0: never
+    ping_timeout_s: float = 10.0
+    max_age_s: float = 0.0  # a drained connection's age; 0: never
+    turn_units: int = 256  # work per turn: a frame is one unit, a header block four
+    turn_out_bytes: int = 512 * 1024  # bytes moved out of queues per turn
+
+
+class Bucket:
+    """A token bucket; `take` is False when the peer has used up its burst."""
+
+    __slots__ = ("_at", "_burst", "_left", "_per_s")
+
+    def __init__(self, burst: int, per_s: float, now: float):
+        self._burst = float(burst)
+        self._per_s = per_s
+        self._left = float(burst)
+        self._at = now
+
+    def take(self, now: float) -> bool:
+        left = self._left - 1.0
+        if left < 0.0:
+            left = min(self._burst, self._left + (now - self._at) * self._per_s) - 1.0
+            self._at = now
+            if left < 0.0:
+                return False
+        self._left = left
+        return True

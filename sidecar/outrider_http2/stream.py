@@ -1,0 +1,256 @@
+"""One HTTP/2 stream: its two half-closed flags, its windows, and the bytes that wait for window or socket.
+
+Always holds: bytes leave in order; `queue` is None exactly when nothing waits; credit goes back to the peer only by
+`credit`, so the holder of the stream decides how much the peer may send; a handler hears of the end once.
+
+Deliberately not here: parsing, and anything about messages.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, Protocol
+
+from outrider_http2 import frames
+from outrider_http2.frames import pack_head
+from outrider_http2.head import Head, Rest
+
+if TYPE_CHECKING:
+    from outrider_http2.connection import Connection
+
+
+class Handler(Protocol):
+    """Who owns a stream's incoming side. Every method may send on any stream, or reset it."""
+
+    def on_head(self, stream: Stream, head: Head, rest: Rest, end: bool) -> None: ...
+
+    def on_data(self, stream: Stream, data: bytes, end: bool) -> None: ...
+
+    def on_tail(self, stream: Stream, head: Head, rest: Rest) -> None: ...
+
+    def on_reset(self, stream: Stream, code: int, processed: bool) -> None:
+        """The stream is gone before its end. `processed` is False when the peer vouches that it did nothing."""
+        ...
+
+    def on_drain(self, stream: Stream, sent_bytes: int) -> None:
+        """So many queued bytes went out; `stream.queue is None` tells that all did."""
+        ...
+
+
+class Stream:
+    """One stream of one connection. Windows in bytes."""
+
+    __slots__ = (
+        "conn",
+        "credit_due",
+        "handler",
+        "id",
+        "length_left",
+        "local_closed",
+        "queue",
+        "queued",
+        "recv_window",
+        "remote_closed",
+        "remote_head",
+        "send_window",
+    )
+
+    def __init__(self, conn: Connection, stream_id: int, handler: Any):
+        self.conn = conn
+        self.id = stream_id
+        self.handler = handler
+        self.send_window = conn.peer_stream_window
+        self.recv_window = conn.stream_window
+        self.credit_due = 0  # taken bytes not yet announced to the peer
+        self.queue: deque[tuple] | None = None  # (data, end) or (None, block)
+        self.queued = 0
+        self.local_closed = False
+        self.remote_closed = False
+        self.remote_head = False  # the peer's (final) head has come
+        self.length_left = -1  # of the peer's content-length; -1: it sent none
+
+    # -- sending ---------------------------------------------------------------------------------------------------
+
+    def send_head(self, head: Head, extra: bytes = b"", end: bool = False) -> None:
+        """The block of a head plus ready literals. Never waits: it comes first."""
+        conn = self.conn
+        block = conn.blocks.get(head)
+        if block is None:
+            block = conn.encode_head(head)
+        size = len(block) + len(extra)
+        if not conn.out:
+            conn.turn.add(conn)
+        if size <= conn.max_send_frame:
+            conn.out += (pack_head(size << 8 | 1, 5 if end else 4, self.id), block, extra)
+        else:
+            conn.out.append(frames.header_frames(self.id, block + extra, end, conn.max_send_frame))
+        if end:
+            self._close_local()
+
+    def send_data(self, data: bytes, end: bool = False) -> None:
+        """Message bytes; what window or socket cannot take now waits in the queue."""
+        conn = self.conn
+        size = len(data)
+        if (
+            self.queue is None
+            and size <= self.send_window
+            and size <= conn.send_window
+            and size <= conn.max_send_frame
+            and not conn.paused
+        ):
+            if not conn.out:
+                conn.turn.add(conn)
+            conn.out += (pack_head(size << 8, 1 if end else 0, self.id), data)
+            self.send_window -= size
+            conn.send_window -= size
+            if end:
+                self._close_local()
+        elif not self.local_closed:
+            self._wait((data, end), size)
+            self.pump()
+
+    def send_tail(self, head: Head, extra: bytes = b"") -> None:
+        """Trailers; they leave after all queued data and close this side."""
+        if self.queue is not None:
+            self._wait((None, head, extra), 0)  # encoded when it leaves: tables move in the order of the wire
+            return
+        conn = self.conn
+        block = conn.blocks.get(head)
+        if block is None:
+            block = conn.encode_tail(head)
+        size = len(block) + len(extra)
+        if not conn.out:
+            conn.turn.add(conn)
+        if size <= conn.max_send_frame:
+            conn.out += (pack_head(size << 8 | 1, 5, self.id), block, extra)
+        else:
+            conn.out.append(frames.header_frames(self.id, block + extra, True, conn.max_send_frame))
+        self._close_local()
+
+    def reset(self, code: int) -> None:
+        """RST_STREAM now; queued bytes are dropped and the handler hears nothing more."""
+        conn = self.conn
+        if conn.streams.get(self.id) is self:
+            conn.write_control(frames.rst_stream(self.id, code))
+            conn.mark_reset(self.id)
+            conn.forget(self)
+
+    def _close_local(self) -> None:
+        self.local_closed = True
+        if self.remote_closed:
+            self.conn.forget(self)
+
+    def _wait(self, item: tuple, size: int) -> None:
+        if self.queue is None:
+            self.queue = deque()
+            self.conn.blocked[self] = None
+            self.conn.ledger.stalled[self] = None
+        self.queue.append(item)
+        self.queued += size
+        self.conn.ledger.hold(size)
+
+    def pump(self, max_bytes: int = frames.MAX_WINDOW) -> int:
+        """Move queued bytes out as far as windows, socket and `max_bytes` allow; returns how many went."""
+        conn = self.conn
+        sent = 0
+        queue = self.queue
+        while queue and not conn.paused:
+            item = queue[0]
+            data = item[0]
+            if data is None:
+                queue.clear()
+                self._unblock()
+                self.send_tail(item[1], item[2])
+                break
+            size = len(data)
+            room = min(self.send_window, conn.send_window, conn.max_send_frame, max_bytes - sent)
+            if size and room <= 0:
+                break
+            if size > room:
+                part, end = data[:room], False
+                queue[0] = (data[room:], item[1])
+            else:
+                part, end = data, item[1]
+                queue.popleft()
+            if not conn.out:
+                conn.turn.add(conn)
+            size = len(part)
+            conn.out += (pack_head(size << 8, 1 if end else 0, self.id), part)
+            self.send_window -= size
+            conn.send_window -= size
+            sent += size
+            if end:
+                self._unblock()
+                self._close_local()
+                break
+        if queue is not None and not queue and self.queue is queue:
+            self._unblock()
+        if sent:
+            self.queued -= sent
+            conn.ledger.release(sent)
+            if self.queue is not None:
+                conn.ledger.moved(self)
+            if self.handler is not None:
+                self.handler.on_drain(self, sent)
+        return sent
+
+    def _unblock(self) -> None:
+        self.queue = None
+        self.conn.blocked.pop(self, None)
+        self.conn.ledger.stalled.pop(self, None)
+
+    def drop_queue(self) -> None:
+        """Forget all queued bytes, as when the stream ends early."""
+        if self.queue is not None:
+            self._unblock()
+            self.conn.ledger.release(self.queued)
+            self.queued = 0
+
+    # -- receiving -------------------------------------------------------------------------------------------------
+
+    def credit(self, size: int) -> None:
+        """The receiver took `size` bytes: the peer may send as many again (announced in large steps)."""
+        if self.remote_closed:
+            return
+        due = self.credit_due + size
+        conn = self.conn
+        if due * 2 >= conn.stream_window:
+            self.credit_due = 0
+            self.recv_window += due
+            if self.id in conn.streams:
+                conn.write(frames.window_update(self.id, due))
+        else:
+            self.credit_due = due
+
+
+class Ledger:
+    """Bytes held in the queues of all streams of a process; past the cap the longest-stalled stream is reset."""
+
+    __slots__ = ("cap_bytes", "cut", "held_bytes", "stalled")
+
+    def __init__(self, cap_bytes: int = 64 * 1024 * 1024):
+        self.cap_bytes = cap_bytes
+        self.held_bytes = 0
+        self.stalled: dict[Stream, None] = {}  # oldest stall first
+        self.cut = 0  # streams reset for the cap
+
+    def hold(self, size: int) -> None:
+        self.held_bytes += size
+        while self.held_bytes > self.cap_bytes and self.stalled:
+            stream = next(iter(self.stalled))
+            handler = stream.handler
+            before = self.held_bytes
+            stream.reset(frames.ENHANCE_YOUR_CALM)
+            self.cut += 1
+            if handler is not None:
+                handler.on_reset(stream, frames.ENHANCE_YOUR_CALM, True)
+            if self.held_bytes >= before:
+                break
+
+    def release(self, size: int) -> None:
+        self.held_bytes -= size
+
+    def moved(self, stream: Stream) -> None:
+        """A stalled stream made progress: it is now the one that stalled last."""
+        self.stalled.pop(stream, None)
+        self.stalled[stream] = None

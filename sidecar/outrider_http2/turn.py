@@ -1,0 +1,46 @@
+"""One loop turn's writes: connections with something to say, flushed together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from outrider_http2.connection import Connection
+
+
+class Turn:
+    """Collects connections whose output is not empty. `begin`/`end` bracket a burst of input; outside of one the
+    flush is left to `call_soon`, so that a timer's or a task's writes leave together too."""
+
+    __slots__ = ("_call_soon", "_deep", "_dirty", "_later")
+
+    def __init__(self, call_soon: Callable[[Callable[[], None]], object]):
+        self._call_soon = call_soon
+        self._dirty: list[Connection] = []
+        self._deep = False
+        self._later = False
+
+    def add(self, conn: Connection) -> None:
+        """A connection's output has become non-empty."""
+        self._dirty.append(conn)
+        if not self._deep and not self._later:
+            self._later = True
+            self._call_soon(self._flush_later)
+
+    def begin(self) -> None:
+        self._deep = True
+
+    def end(self) -> None:
+        self._deep = False
+        dirty = self._dirty
+        if dirty:
+            # Writing may pause a socket and so touch other connections: they are appended and written as well.
+            for conn in dirty:
+                conn.flush()
+            dirty.clear()
+
+    def _flush_later(self) -> None:
+        self._later = False
+        self._deep = True
+        self.end()

@@ -1,0 +1,3 @@
+from outrider_sidecar.app import main
+
+main()

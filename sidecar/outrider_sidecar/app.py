@@ -1,0 +1,347 @@
+"""The composition root: settings become a running sidecar, and signals end it.
+
+Always holds: nothing listens before the policy is compiled; a reload is applied whole or refused with the old policy
+in force; SIGTERM drains before the process exits with 0.
+
+Deliberately not here: anything about one call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import random
+import signal
+import sys
+import time
+from hashlib import blake2b
+from pathlib import Path
+
+from outrider_http2.limits import Limits
+from outrider_http2.shell import Reactor, clock
+from outrider_sidecar import config, stack
+from outrider_sidecar.core import errors
+from outrider_sidecar.core.call import Call
+from outrider_sidecar.core.runtime import Runtime, Snapshot
+from outrider_sidecar.core.span import SERVER
+from outrider_sidecar.edge.access_log import AccessLog
+from outrider_sidecar.edge.admin import Admin
+from outrider_sidecar.edge.cache_file import SAVE_EVERY_S, CacheFile
+from outrider_sidecar.edge.checks import Checks
+from outrider_sidecar.edge.export import Export
+from outrider_sidecar.edge.listener import Listener
+from outrider_sidecar.edge.own_services import own_services
+from outrider_sidecar.edge.parts import connector_factory, exporters, rpc_factory, write_ports
+from outrider_sidecar.edge.tls import ClientTls, ServerTls
+from outrider_sidecar.edge.view import SidecarView
+from outrider_sidecar.engines.epochs import Epochs
+from outrider_sidecar.engines.sampler import parse_sampler
+from outrider_sidecar.engines.series import Series
+from outrider_sidecar.filters.trace import child_ids, span_of
+from outrider_sidecar.payloads import Payloads
+
+log = logging.getLogger("outrider.sidecar")
+TICK_S = 0.5
+QUIET_S = 0.5  # without a call: a draining egress closes
+
+# Fields never forwarded as they came: the sidecar writes its own, or the connection does.
+OWNED = frozenset(
+    {
+        b"content-length",
+        b"grpc-timeout",
+        b"traceparent",
+        b"tracestate",
+        b"x-outrider-call-id",
+        b"x-outrider-trace-id",
+    }
+)
+
+
+class Sidecar:
+    """One process. `start`, then `run_until_stopped`."""
+
+    def __init__(self, settings: config.Settings, loop: asyncio.AbstractEventLoop):
+        self.settings = settings
+        self.draining = False
+        self.started = False
+        self.reloads = {"applied": 0, "refused": 0}
+        self.last_reload = ""
+        limits = settings.limits
+        self.reactor = Reactor(
+            loop,
+            Limits(max_streams=limits.max_streams, idle_timeout_s=limits.idle_timeout_s, max_age_s=limits.max_age_s),
+            OWNED,
+            limits.held_bytes,
+        )
+        self.runtime = runtime = Runtime(self.reactor, clock, time.time, random.Random(os.urandom(16)))
+        runtime.epochs = Epochs()
+        runtime.sampler = parse_sampler(settings.telemetry.sampler, str(settings.telemetry.sampler_ratio))
+        self._cache_file = CacheFile(settings.state_dir, runtime) if settings.state_dir is not None else None
+        header = self._cache_file.read_header() if self._cache_file is not None else None
+        runtime.seed = header.seed if header is not None else int.from_bytes(os.urandom(8), "big")
+        runtime.secret = blake2b(runtime.seed.to_bytes(8, "big"), person=b"outrider-auth").digest()[:32]
+        runtime.payloads = Payloads(runtime.seed)
+        runtime.local = own_services(runtime, lambda _: not self.draining)
+        runtime.own_span = lambda call, parent: child_ids(call, parent, runtime)
+        runtime.record = self._record
+        self._server_tls = ServerTls(settings.tls) if settings.tls.cert is not None else None
+        self._client_tls = ClientTls(settings.tls.upstream) if settings.tls.upstream is not None else None
+        runtime.connector = connector_factory(self.reactor, runtime.rng, self._client_tls, limits.max_age_s)
+        self.series = Series()
+        self.export: Export = exporters(settings, self.reactor, self._client_tls)
+        self.access_log = AccessLog(settings.access_log) if settings.access_log else None
+        self._checks = Checks(runtime, rpc_factory(self.reactor, self._client_tls))
+        self.admin = Admin(SidecarView(self))
+        self.listeners: dict[str, Listener] = {}
+        self._ingress_snapshot: Snapshot | None = None
+        self._stop = asyncio.Event()
+        self._ticking: asyncio.Task[None] | None = None
+        self._file_seen = _stamp(settings.source)
+        self._saved_at = clock()
+
+    def _record(self, call: Call) -> None:
+        """The end of a call: one record for everybody."""
+        span = span_of(call, clock(), call.snapshot.kind)
+        self.series.record(span)
+        self.export.add(span)
+        if self.access_log is not None:
+            self.access_log.add(span)
+
+    # -- start -----------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Compile, listen, tell the ports; OSError names what cannot be had."""
+        settings = self.settings
+        runtime = self.runtime
+        runtime.snapshot = stack.compile_snapshot(settings.policy, runtime)
+        if self._cache_file is not None:
+            self._cache_file.restore()
+        await self._listen("egress", settings.listen, lambda: runtime.snapshot)
+        if settings.ingress is not None:
+            ingress = stack.compile_ingress(settings.ingress.agent_id, str(settings.ingress.target), runtime)
+            self._ingress_snapshot = ingress
+            await self._listen("ingress", settings.ingress.listen, lambda: ingress)
+        admin = settings.admin
+        try:
+            admin_port = await self.admin.listen(admin.host, admin.port)
+        except OSError as error:
+            raise _named("admin", str(admin), error) from error
+        self.export.start()
+        if self.access_log is not None:
+            self.access_log.start()
+        self._checks.start()
+        self._ticking = self.reactor.loop.create_task(self._tick())
+        self.started = True
+        if settings.ports_file is not None:
+            write_ports(settings.ports_file, {name: one.port for name, one in self.listeners.items()}, admin_port)
+
+    async def _listen(self, name: str, address: config.Address, snapshot: stack.Snapshots) -> None:
+        settings = self.settings
+        listener = Listener(self.runtime, snapshot, settings.limits.max_connections)
+        where = address.path if address.is_unix else (address.host, address.port)
+        context = self._server_tls.context() if self._server_tls is not None else None
+        try:
+            await listener.open(where, context, settings.takeover)
+        except OSError as error:
+            raise _named("listen" if name == "egress" else f"{name}.listen", str(address), error) from error
+        self.listeners[name] = listener
+        log.info("%s listens on %s", name, address.path or f"{address.host}:{listener.port}")
+
+    # -- while it runs ---------------------------------------------------------------------------------------------
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = clock()
+            try:
+                for state in self.runtime.agents.values():
+                    if state.pool is not None:
+                        state.pool.tick(now)
+                for tls in (self._server_tls, self._client_tls):
+                    if tls is not None:
+                        tls.poll()
+                seen = _stamp(self.settings.source)
+                if seen != self._file_seen:
+                    self._file_seen = seen
+                    self.reload("the file changed")
+                if self._cache_file is not None and now - self._saved_at >= SAVE_EVERY_S:
+                    self._saved_at = now
+                    await self._cache_file.save()
+            except Exception:
+                log.exception("a periodic task failed; it runs again in %g s", TICK_S)
+
+    def reload(self, why: str) -> bool:
+        """Read the file again and apply its policy; False when it is refused and the old policy stays."""
+        source = self.settings.source
+        if source is None:
+            return False
+        try:
+            fresh = config.load(source, os.environ)
+        except config.ConfigError as error:
+            self.reloads["refused"] += 1
+            self.last_reload = f"refused: {error}"
+            log.error("reload (%s) refused, the old policy stays: %s", why, error)
+            return False
+        before, runtime = self.settings, self.runtime
+        if fresh.policy != before.policy:
+            runtime.snapshot = stack.compile_snapshot(fresh.policy, runtime)
+        fixed = [
+            name
+            for name in ("listen", "admin", "ingress", "telemetry", "tls", "limits", "state_dir", "access_log")
+            if getattr(fresh, name) != getattr(before, name)
+        ]
+        if fixed:
+            log.warning("reload: %s change only with a restart", ", ".join(fixed))
+        self.settings = fresh
+        self.reloads["applied"] += 1
+        self.last_reload = "applied"
+        log.info("reload (%s) applied: %d agents", why, len(fresh.policy.agents))
+        return True
+
+    def purge(self, agent: str, tenant: str, tag: str) -> int:
+        """Invalidate stored replies; the new epoch. It is on disk before this returns, where there is a disk."""
+        epoch = self.runtime.epochs.bump(self.runtime.wall_clock(), agent, tenant, tag)
+        if self._cache_file is not None:
+            self._cache_file.save_epochs()
+        return epoch
+
+    def on_hangup(self) -> None:
+        """SIGHUP."""
+        self.reload("SIGHUP")
+        if self.access_log is not None:
+            self.access_log.reopen()
+
+    def request_stop(self) -> None:
+        """SIGTERM, SIGINT: begin to drain; a second one ends at once."""
+        if self.draining:
+            self._stop.set()
+        self.draining = True
+        self._stop.set()
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    async def run_until_stopped(self) -> None:
+        """Serve until asked to stop, then drain and close."""
+        await self._stop.wait()
+        self._stop.clear()
+        await self._drain()
+        await self.close()
+
+    async def _drain(self) -> None:
+        """Ingress first; egress serves its agent until that is quiet or the grace ends."""
+        grace_ends = clock() + self.settings.drain_grace_s
+        log.info("draining, for at most %g s", self.settings.drain_grace_s)
+        ingress, egress = self.listeners.get("ingress"), self.listeners["egress"]
+        if ingress is not None:
+            ingress.stop_listening()
+            ingress.drain()
+        if self.settings.takeover:
+            egress.stop_listening()
+        egress.drain()
+        quiet_since = clock()
+        while clock() < grace_ends and not self._stop.is_set():
+            calls = len(self.runtime.calls)
+            if calls:
+                quiet_since = clock()
+            elif clock() - quiet_since >= QUIET_S or not egress.connections:
+                break
+            await asyncio.sleep(0.02)
+        egress.stop_listening()
+        for listener in self.listeners.values():
+            listener.drain()
+            listener.finish_drain()
+        # Calls that came between are still served; whatever outlives the grace is told why.
+        while self.runtime.calls and clock() < grace_ends and not self._stop.is_set():
+            await asyncio.sleep(0.02)
+        turn = self.reactor.turn
+        turn.begin()
+        for call in list(self.runtime.calls):
+            call.fail(errors.UNAVAILABLE, "the sidecar is shutting down and the grace period is over")
+        turn.end()
+
+    async def close(self) -> None:
+        """Flush and close everything."""
+        if self._ticking is not None:
+            self._ticking.cancel()
+            await asyncio.gather(self._ticking, return_exceptions=True)
+        await self._checks.close()
+        await self.export.close()
+        if self.access_log is not None:
+            await self.access_log.close()
+        if self._cache_file is not None:
+            await self._cache_file.save()
+        for listener in self.listeners.values():
+            listener.close()
+        for state in self.runtime.agents.values():
+            if state.pool is not None:
+                state.pool.close()
+        await self.admin.close()
+        await self.reactor.close()
+
+
+def _named(field: str, address: str, error: OSError) -> OSError:
+    reason = error.strerror or str(error)
+    if error.errno == 98:
+        reason = "another process is listening there; stop it, choose another port, or say takeover: true in both"
+    return OSError(error.errno, f"{field}: {address}: {reason}")
+
+
+def _stamp(path: Path | None) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat() if path is not None else None
+    except OSError:
+        return None
+    return (found.st_mtime_ns, found.st_size, found.st_ino) if found is not None else None
+
+
+async def serve(settings: config.Settings) -> int:
+    """Run one sidecar until a signal ends it; the process's exit code."""
+    loop = asyncio.get_running_loop()
+    sidecar = Sidecar(settings, loop)
+    try:
+        await sidecar.start()
+    except OSError as error:
+        print(f"outrider-sidecar: {error.strerror or error}", file=sys.stderr)
+        await sidecar.close()
+        return 1
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, sidecar.request_stop)
+    loop.add_signal_handler(signal.SIGHUP, sidecar.on_hangup)
+    # What exists now lives as long as the process: the collector need not look at it again.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+    await sidecar.run_until_stopped()
+    return 0
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`outrider-sidecar --config FILE`."""
+    parser = argparse.ArgumentParser(prog="outrider-sidecar", description="The sidecar beside an agent.")
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="settings and agents, YAML")
+    parser.add_argument("--check", action="store_true", help="read the file, say whether it is good, and exit")
+    options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        settings = config.load(options.config, os.environ)
+    except config.ConfigError as error:
+        print(f"outrider-sidecar: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    for note in settings.notes:
+        log.warning("%s", note)
+    if options.check:
+        print(f"{options.config}: {len(settings.policy.agents)} agents, nothing wrong")
+        raise SystemExit(0)
+    with contextlib.suppress(KeyboardInterrupt):
+        raise SystemExit(run(settings))
+
+
+def run(settings: config.Settings) -> int:
+    """Serve on uvloop."""
+    import uvloop
+
+    return uvloop.run(serve(settings))

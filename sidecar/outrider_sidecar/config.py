@@ -1,0 +1,263 @@
+"""The sidecar's settings: one YAML file over the environment's defaults, read once per start or reload.
+
+Always holds: what `load` returns is complete and checked, so that nothing later asks the environment or the file again;
+what is wrong raises ConfigError with file, field and reason, and nothing has happened by then. Relative paths in the
+file are relative to the file's own folder.
+
+Deliberately not here: opening what is named (sockets, certificates), pushed policy, watching the file for changes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from outrider import tree
+from outrider.address import Address, parse_address
+from outrider.policy import Policy, PolicyError
+from outrider.policy_parse import policy_from_mapping
+from outrider_sidecar import environment, yaml_file
+from outrider_sidecar.environment import Telemetry
+
+MASK = "***"
+STDOUT = "-"
+_MAX_WAIT_S = 86_400.0
+_SECRETS = ("headers",)
+
+
+class ConfigError(ValueError):
+    """Settings that cannot be used. `str()` is one line for people: file, field, reason."""
+
+    def __init__(self, file: str, field: str, reason: str):
+        super().__init__(": ".join(part for part in (file, field, reason) if part))
+        self.file = file
+        self.field = field
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Ingress:
+    """The listener before the sidecar's own agent."""
+
+    agent_id: str
+    target: Address
+    listen: Address = Address("127.0.0.1", 7601)
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamTls:
+    """How endpoints are dialled: `ca` verifies them (None: the system's), `cert` and `key` are ours (mTLS)."""
+
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """TLS of the listeners; `client_ca` asks callers for a certificate. `upstream`: None dials in the clear."""
+
+    cert: Path | None = None
+    key: Path | None = None
+    client_ca: Path | None = None
+    upstream: UpstreamTls | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of the process."""
+
+    max_connections: int = 10_000  # accepted, all listeners together
+    max_streams: int = 1_000  # open streams of one accepted connection
+    held_bytes: int = 64 * 1024 * 1024  # of all calls; past it the longest-stalled streams are reset
+    idle_timeout_s: float = 0.0  # an accepted connection without streams; 0: never closed
+    max_age_s: float = 0.0  # an accepted connection, jittered; 0: never closed
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything the sidecar is told at its start. `policy` holds the file's agents and its default agent."""
+
+    listen: Address = Address("127.0.0.1", 7600)
+    admin: Address = Address("127.0.0.1", 7602)
+    control: tuple[Address, ...] = ()  # empty: standalone, policy from this file
+    telemetry: Telemetry = field(default_factory=Telemetry)
+    ingress: Ingress | None = None
+    tls: Tls = field(default_factory=Tls)
+    ports_file: Path | None = None
+    allow_insecure: bool = False  # listeners that other machines reach may go without TLS
+    state_dir: Path | None = None  # cache snapshots and the last good pushed policy; None: kept in memory only
+    drain_grace_s: float = 30.0
+    access_log: str = ""  # empty: off; "-": standard output; else a file
+    takeover: bool = False  # share the ports with the process that is to be replaced
+    limits: Limits = field(default_factory=Limits)
+    policy: Policy = field(default_factory=Policy)
+    notes: tuple[str, ...] = ()  # what was passed over, for the log
+    source: Path | None = None  # the file, absolute
+
+
+def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
+    """The settings of a file (None: defaults alone) over the environment's; ConfigError where they cannot be used."""
+    try:
+        telemetry, notes = environment.telemetry(environ)
+        defaults = environment.agent_defaults(environ)
+    except PolicyError as error:
+        raise ConfigError("environment", error.path, error.reason) from None
+    source = path.absolute() if path is not None else None
+    try:
+        data = yaml_file.read(source) if source is not None else {}
+        return _settings(data, source, defaults, telemetry, notes)
+    except yaml_file.YamlError as error:
+        raise ConfigError(str(path), error.place, error.reason) from None
+    except PolicyError as error:
+        raise ConfigError(str(path) if path is not None else "defaults", error.path, error.reason) from None
+
+
+def masked(settings: Settings) -> dict[str, Any]:
+    """The settings as plain data for people (JSON), secrets masked."""
+    return _plain(settings)
+
+
+def _settings(data: Any, source: Path | None, defaults: Any, telemetry: Telemetry, notes: tuple[str, ...]) -> Settings:
+    known = [name for name in tree.field_types(Settings) if name not in ("policy", "notes", "source")]
+    fields = dict(tree.section(data, "", [*known, "default_agent", "agents"]))
+    agents = policy_from_mapping({"agents": fields.pop("agents", [])}, defaults)
+    default_agent = tree.scalar(str, fields.pop("default_agent", ""), "default_agent")
+    ready: dict[str, Any] = {
+        "policy": dataclasses.replace(agents, default_agent=default_agent),
+        "notes": notes,
+        "source": source,
+    }
+    folder = source.parent if source is not None else Path.cwd()
+    if "access_log" in fields:
+        ready["access_log"] = _access_log(fields["access_log"], folder)
+    if "telemetry" in fields:
+        # The collector alone stands in the file; the rest is for OTEL_* to say.
+        given = tree.section(fields["telemetry"], "telemetry", ["otlp"])
+        if "otlp" in given:
+            otlp, otlp_tls = _otlp(given["otlp"], "telemetry.otlp")
+            telemetry = dataclasses.replace(telemetry, otlp=otlp, otlp_tls=otlp_tls)
+    ready["telemetry"] = telemetry
+    reader = tree.Tree({Address: _address, Path: lambda value, path: _path(value, path, folder)})
+    settings = reader.build(Settings, fields, "", None, ready)
+    _check(settings)
+    return settings
+
+
+def _address(value: Any, path: str) -> Address:
+    text = tree.scalar(str, value, path)
+    try:
+        return parse_address(text, allow_port_zero=True)
+    except ValueError as error:
+        raise PolicyError(path, f"{tree.show(text)} {error}") from None
+
+
+def _otlp(value: Any, path: str) -> tuple[Address | None, bool]:
+    if value is None or value is False:
+        return None, False
+    text = tree.scalar(str, value, path)
+    try:
+        return environment.otlp_endpoint(text)
+    except ValueError as error:
+        raise PolicyError(path, f"{tree.show(text)} {error}") from None
+
+
+def _path(value: Any, path: str, folder: Path) -> Path:
+    text = tree.scalar(str, value, path)
+    if not text:
+        raise PolicyError(path, "is empty; leave the field out for its default")
+    return folder / Path(text).expanduser()
+
+
+def _access_log(value: Any, folder: Path) -> str:
+    if isinstance(value, bool):
+        return STDOUT if value else ""
+    return STDOUT if value == STDOUT else str(_path(value, "access_log", folder))
+
+
+def _check(settings: Settings) -> None:
+    limits, tls = settings.limits, settings.tls
+    for name, low, high in (
+        ("max_connections", 1, 1_000_000),
+        ("max_streams", 1, 1_000_000),
+        ("held_bytes", 1024 * 1024, 2**40),
+        ("idle_timeout_s", 0, _MAX_WAIT_S),
+        ("max_age_s", 0, _MAX_WAIT_S),
+    ):
+        _within(getattr(limits, name), low, high, f"limits.{name}")
+    _within(settings.drain_grace_s, 0, _MAX_WAIT_S, "drain_grace_s")
+    _check_pair(tls.cert, tls.key, "tls")
+    if tls.client_ca is not None and tls.cert is None:
+        raise PolicyError("tls.client_ca", "needs tls.cert and tls.key: callers are asked for theirs inside TLS")
+    files = {"tls.cert": tls.cert, "tls.key": tls.key, "tls.client_ca": tls.client_ca}
+    if tls.upstream is not None:
+        upstream = tls.upstream
+        _check_pair(upstream.cert, upstream.key, "tls.upstream")
+        files |= {f"tls.upstream.{name}": getattr(upstream, name) for name in ("ca", "cert", "key")}
+    for field_path, file in files.items():
+        if file is not None and not file.is_file():
+            raise PolicyError(field_path, f"{str(file)!r} is not a file")
+    _check_addresses(settings)
+    default_agent, agents = settings.policy.default_agent, settings.policy.agents
+    if default_agent and default_agent not in agents and not settings.control:
+        reason = f"{tree.show(default_agent)} is no agent of this file; {tree.nearest(default_agent, list(agents))}"
+        raise PolicyError("default_agent", reason)
+
+
+def _check_addresses(settings: Settings) -> None:
+    listeners = {"listen": settings.listen, "admin": settings.admin}
+    dialled = {f"control[{at}]": address for at, address in enumerate(settings.control)}
+    if settings.ingress is not None:
+        listeners["ingress.listen"] = settings.ingress.listen
+        dialled["ingress.target"] = settings.ingress.target
+        if not settings.ingress.agent_id:
+            raise PolicyError("ingress.agent_id", "is empty")
+    for path, address in dialled.items():
+        if not address.is_unix and address.port == 0:
+            raise PolicyError(path, "has port 0, which only a listener may have")
+    seen: dict[str, str] = {}
+    for path, address in listeners.items():
+        if address.resolve:
+            raise PolicyError(path, "has dns: in front, which only an address to dial may have")
+        name = str(address)
+        if name in seen and (address.is_unix or address.port):
+            raise PolicyError(path, f"{name!r} is already {seen[name]}")
+        seen[name] = path
+        has_tls = settings.tls.cert is not None and path != "admin"
+        if not (address.is_loopback or has_tls or settings.allow_insecure):
+            mend = "listen on 127.0.0.1" if path == "admin" else "add tls.cert and tls.key"
+            reason = f"{name!r} is open to other machines without TLS: {mend}, or say allow_insecure: true"
+            raise PolicyError(path, reason)
+
+
+def _check_pair(cert: Path | None, key: Path | None, path: str) -> None:
+    if (cert is None) != (key is None):
+        missing, given = ("key", "cert") if key is None else ("cert", "key")
+        raise PolicyError(f"{path}.{missing}", f"is missing: {given} is given, and they go together")
+
+
+def _within(value: float, low: float, high: float, path: str) -> None:
+    if not low <= value <= high:
+        raise PolicyError(path, f"{value} is not between {low} and {high}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Address | Path):
+        return str(value)
+    if dataclasses.is_dataclass(value):
+        return {
+            one.name: _masked(getattr(value, one.name)) if one.name in _SECRETS else _plain(getattr(value, one.name))
+            for one in dataclasses.fields(value)
+        }
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _masked(headers: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    return {name: MASK for name, _ in headers}

@@ -1,0 +1,66 @@
+"""The one table of names: attributes of spans, events and the resource.
+
+Always holds: a name is spelled here and nowhere else. `rpc.*`, `server.*`, `error.*` and `service.*` are OpenTelemetry
+semantic conventions 1.40; `gen_ai.*` are those of semantic-conventions-genai (Development: names may move);
+`outrider.*` is ours. Units stand last in our names.
+
+Deliberately not here: when an attribute is written (`engines.otlp`), names of gRPC statuses (`core.errors`).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.40.0"
+SCOPE_NAME: Final = "outrider"
+
+# Resource
+SERVICE_NAME: Final = "service.name"
+SERVICE_INSTANCE_ID: Final = "service.instance.id"  # one per process start: the epoch of the batch sequence
+SERVICE_VERSION: Final = "service.version"
+
+# Scope, only towards the control plane
+BATCH_SEQUENCE: Final = "outrider.batch.sequence"
+
+# RPC
+RPC_SYSTEM_NAME: Final = "rpc.system.name"
+RPC_METHOD: Final = "rpc.method"  # "pkg.Svc/Method"
+RPC_STATUS_CODE: Final = "rpc.response.status_code"  # "OK", "UNAVAILABLE", ...
+SERVER_ADDRESS: Final = "server.address"
+SERVER_PORT: Final = "server.port"
+ERROR_TYPE: Final = "error.type"
+
+# GenAI
+AGENT_ID: Final = "gen_ai.agent.id"
+CONVERSATION_ID: Final = "gen_ai.conversation.id"
+OPERATION_NAME: Final = "gen_ai.operation.name"
+REQUEST_MODEL: Final = "gen_ai.request.model"
+RESPONSE_MODEL: Final = "gen_ai.response.model"
+FINISH_REASONS: Final = "gen_ai.response.finish_reasons"
+INPUT_TOKENS: Final = "gen_ai.usage.input_tokens"
+OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
+CACHE_READ_TOKENS: Final = "gen_ai.usage.cache_read.input_tokens"
+CACHE_WRITE_TOKENS: Final = "gen_ai.usage.cache_write.input_tokens"
+
+# Ours
+ENDPOINT: Final = "outrider.endpoint"  # the address as configured
+CACHE: Final = "outrider.cache"  # hit, stale, miss, coalesced, bypass
+CACHE_TIER: Final = "outrider.cache.tier"
+VARIANT: Final = "outrider.variant"
+UNIT: Final = "outrider.unit"  # keyed hash of the experiment unit
+TOKENS_SAVED: Final = "outrider.tokens_saved"
+QUEUE_US: Final = "outrider.queue_us"
+CONNECT_US: Final = "outrider.connect_us"
+FIRST_BYTE_US: Final = "outrider.first_byte_us"
+REQUEST_BYTES: Final = "outrider.request_bytes"
+REPLY_BYTES: Final = "outrider.reply_bytes"
+STATUS_MESSAGE: Final = "outrider.status_message"  # grpc-message of a status that is not an error of this hop
+NOTES: Final = "outrider.notes"  # features that stepped aside, and why
+
+# Event, one per attempt
+ATTEMPT: Final = "outrider.attempt"
+ATTEMPT_US: Final = "outrider.attempt_us"
+ATTEMPT_REASON: Final = "outrider.attempt.reason"
+
+# Statuses that make a SERVER span an error, by the gRPC conventions; on a CLIENT span every status but OK does.
+SERVER_ERRORS: Final = frozenset((2, 4, 12, 13, 14, 15))

@@ -1,0 +1,1 @@
+"""Sockets, files and the process: all I/O of the sidecar."""

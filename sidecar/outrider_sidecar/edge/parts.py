@@ -1,0 +1,105 @@
+"""Factories for the composition root: connectors, exporters, the ports file."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+from uuid import uuid4
+
+from outrider.policy import Agent
+from outrider_http2.shell import Reactor
+from outrider_sidecar.config import Settings
+from outrider_sidecar.core import attributes
+from outrider_sidecar.core.endpoint import Endpoint
+from outrider_sidecar.edge.export import PATH, Answer, Collector, Export
+from outrider_sidecar.edge.rpc import Rpc
+from outrider_sidecar.edge.upstream import Connector
+from outrider_sidecar.engines.export_queue import ExportPolicy
+from outrider_sidecar.engines.otlp import Encoder
+
+
+class Contexts(Protocol):
+    """Whoever holds the TLS context for dialling."""
+
+    def context(self) -> ssl.SSLContext: ...
+
+
+def _context_for(tls: Contexts | None, wanted: bool | None) -> Callable[[], ssl.SSLContext | None]:
+    """A policy may ask for TLS or for none; where it says nothing the sidecar's file decides."""
+    if wanted is False or (wanted is None and tls is None):
+        return lambda: None
+    if tls is not None:
+        return tls.context
+    plain = ssl.create_default_context()
+    plain.set_alpn_protocols(["h2"])
+    return lambda: plain
+
+
+def connector_factory(
+    reactor: Reactor, rng: random.Random, tls: Contexts | None, max_age_s: float
+) -> Callable[[Endpoint, Agent], Connector]:
+    """What a pool calls for each new endpoint."""
+
+    def connector(endpoint: Endpoint, agent: Agent) -> Connector:
+        return Connector(
+            reactor,
+            endpoint,
+            rng,
+            _context_for(tls, agent.tls),
+            agent.server_name,
+            agent.balancing.failfast_ms / 1e3,
+            max_age_s,
+        )
+
+    return connector
+
+
+def rpc_factory(reactor: Reactor, tls: Contexts | None) -> Callable[[Endpoint, Agent], Rpc]:
+    """Calls of our own to an endpoint (health checks)."""
+
+    def rpc(endpoint: Endpoint, agent: Agent) -> Rpc:
+        return Rpc(reactor, endpoint.address, _context_for(tls, agent.tls), agent.server_name)
+
+    return rpc
+
+
+def exporters(settings: Settings, reactor: Reactor, tls: Contexts | None) -> Export:
+    """One collector for the control plane, which gets every span, and one for `telemetry.otlp`."""
+    telemetry = settings.telemetry
+    resource = {attributes.SERVICE_INSTANCE_ID: str(uuid4()), **telemetry.resource}
+    encoder = Encoder(resource)
+    policy = ExportPolicy(
+        max_queue=telemetry.max_queue_size,
+        max_batch=telemetry.max_export_batch_size,
+        schedule_delay_ms=telemetry.schedule_delay_ms,
+        timeout_ms=telemetry.export_timeout_ms,
+    )
+    collectors = []
+    fields = tuple((name.lower().encode(), value.encode()) for name, value in telemetry.headers)
+    if telemetry.otlp is not None:
+        rpc = Rpc(reactor, str(telemetry.otlp), _context_for(tls, telemetry.otlp_tls), "", fields)
+        collectors.append(Collector("otlp", _sender(rpc, policy), encoder, policy, random.Random()))
+    if settings.control:
+        rpc = Rpc(reactor, str(settings.control[0]), _context_for(tls, None))
+        collectors.append(Collector("control", _sender(rpc, policy), encoder, policy, random.Random(), every_span=True))
+    return Export(encoder, collectors)
+
+
+def _sender(rpc: Rpc, policy: ExportPolicy) -> Callable[[bytes], object]:
+    async def send(request: bytes) -> Answer:
+        reply = await rpc.unary(PATH, request, policy.timeout_ms / 1e3)
+        return Answer(reply.status, reply.message, reply.details, reply.pushback_ms)
+
+    return send
+
+
+def write_ports(path: Path, ports: dict[str, int], admin: int) -> None:
+    """The ports really bound, as JSON, in one step."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(json.dumps({**ports, "admin": admin}) + "\n")
+    aside.replace(path)

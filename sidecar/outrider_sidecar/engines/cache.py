@@ -1,0 +1,306 @@
+"""The reply cache of one agent: LRU or LFU over a byte budget, freshness in time, tags.
+
+Always holds: the weights of what is kept never sum to more than `max_bytes`; nothing is served past `stale_until`;
+counters agree with the content; the work of one `get` or `put` is bounded by what it evicts. `now` is wall clock in
+unix seconds. An entry past its life goes when it is asked for, when space is needed, or when the sweep, which every
+`put` moves on by a few entries, comes by: LFU without it would keep dead entries for their past popularity.
+
+Deliberately not here: keys (engines `cache_key`), invalidation of what has yet to be written (engines `epochs`: bump
+the epoch first, then purge to free memory), single-flight, disk.
+"""
+
+from __future__ import annotations
+
+import sys
+from operator import attrgetter
+from random import Random
+from typing import Any
+
+import cachetools
+
+from outrider_sidecar.core.entry import Entry
+
+__all__ = ["Cache", "Entry", "TierCount"]
+
+TIERS = ("llm", "tool", "raw")
+_STORES = {"lru": cachetools.LRUCache, "lfu": cachetools.LFUCache}
+_MISS: tuple[None, bool] = (None, False)
+_SWEPT_PER_PUT = 4
+_CLOCK_SLACK_S = 60.0
+
+_weight = attrgetter("weight_bytes")
+_peek = cachetools.Cache.__getitem__  # a look that does not count as a use
+
+
+class TierCount:
+    """Counters of one tier. All but `bytes` and `entries` only ever rise."""
+
+    __slots__ = ("bytes", "entries", "hits", "misses", "stale", "stored")
+
+    def __init__(self) -> None:
+        self.hits = 0  # answered fresh
+        self.stale = 0  # answered stale, to be revalidated
+        self.misses = 0
+        self.stored = 0
+        self.entries = 0
+        self.bytes = 0
+
+    def as_dict(self) -> dict[str, int]:
+        """The counters by name."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+class Cache:
+    """One agent's replies.
+
+    `jitter` shortens each TTL by up to that share, so that entries stored together do not expire together and none
+    outlives the TTL. For `stale_ratio` times its fresh life an entry is still served, marked stale.
+    """
+
+    __slots__ = (
+        "_cursor",
+        "_rng",
+        "_store",
+        "_tags",
+        "by_tier",
+        "evictions",
+        "expired",
+        "jitter",
+        "max_bytes",
+        "max_object_bytes",
+        "purged",
+        "refused_too_large",
+        "stale_ratio",
+        "strategy",
+    )
+
+    def __init__(
+        self,
+        strategy: str,
+        max_bytes: int,
+        max_object_bytes: int,
+        jitter: float,
+        stale_ratio: float,
+        rng: Random,
+    ):
+        self._store = _new_store(strategy)
+        self._rng = rng
+        self._tags: dict[str, set[bytes]] = {}
+        self._cursor: list[bytes] = []  # keys the sweep has still to visit in this round
+        self.by_tier = {tier: TierCount() for tier in TIERS}
+        self.evictions = 0  # for space
+        self.expired = 0  # past their life
+        self.purged = 0  # by request
+        self.refused_too_large = 0
+        self.strategy = strategy
+        self.max_bytes = max_bytes
+        self.max_object_bytes = max_object_bytes
+        self.jitter = jitter
+        self.stale_ratio = stale_ratio
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._store
+
+    @property
+    def size_bytes(self) -> int:
+        """Weight of all that is kept."""
+        return int(self._store.currsize)
+
+    def get(
+        self, key: bytes, now: float, max_age_s: float | None = None, tier: str = "raw"
+    ) -> tuple[Entry | None, bool]:
+        """(entry, False) when fresh, (entry, True) when it may be served while it is revalidated, else (None, False).
+
+        `max_age_s` is the caller's own bound on the age (RFC 9111 5.2.1.1): it also rules stale entries out, but an
+        entry too old for this caller stays for others. `tier` is where a miss is counted.
+        """
+        entry = self._store.get(key)
+        if entry is None:
+            self.by_tier[tier].misses += 1
+            return _MISS
+        if max_age_s is not None and (now - entry.stored_at > max_age_s or now >= entry.fresh_until):
+            self.by_tier[tier].misses += 1
+            return _MISS
+        if now < entry.fresh_until:
+            self.by_tier[entry.tier].hits += 1
+            entry.used_at = now
+            entry.uses += 1
+            return entry, False
+        if now < entry.stale_until:
+            self.by_tier[entry.tier].stale += 1
+            entry.used_at = now
+            entry.uses += 1
+            return entry, True
+        self._remove(entry)
+        self.expired += 1
+        self.by_tier[tier].misses += 1
+        return _MISS
+
+    def put(self, entry: Entry, ttl_s: float, now: float) -> bool:
+        """Store under `entry.key`, in place of what is there; False when it is too large or would not live.
+
+        `max_object_bytes` is compared with the weight, so a reply of many small chunks counts what it costs. An entry
+        is stored at most once: readers may hold it.
+        """
+        if entry.weight_bytes > self.max_object_bytes or entry.weight_bytes > self.max_bytes:
+            self.refused_too_large += 1
+            return False
+        if ttl_s <= 0:
+            return False
+        fresh_s = ttl_s * (1.0 - self.jitter * self._rng.random())
+        entry.stored_at = entry.used_at = now
+        entry.fresh_until = now + fresh_s
+        entry.stale_until = entry.fresh_until + fresh_s * self.stale_ratio
+        self._place(entry)
+        self.by_tier[entry.tier].stored += 1
+        self.sweep(now, _SWEPT_PER_PUT)
+        return True
+
+    def restore(self, entry: Entry, now: float) -> bool:
+        """Take back an entry of a snapshot as it was, coldest first. It never displaces anything.
+
+        An entry stored in the future is refused: the clock has been set back and its age cannot be known.
+        """
+        if (
+            now >= entry.stale_until
+            or entry.stored_at > now + _CLOCK_SLACK_S
+            or entry.key in self._store
+            or entry.weight_bytes > self.max_object_bytes
+            or self.size_bytes + entry.weight_bytes > self.max_bytes
+        ):
+            return False
+        self._place(entry)
+        return True
+
+    def remove(self, key: bytes) -> bool:
+        """Drop one entry; False when there is none."""
+        if key not in self._store:
+            return False
+        self._remove(_peek(self._store, key))
+        self.purged += 1
+        return True
+
+    def purge_tag(self, tag: str) -> int:
+        """Drop every entry that carries the tag; how many there were."""
+        keys = tuple(self._tags.get(tag, ()))
+        for key in keys:
+            self.remove(key)
+        return len(keys)
+
+    def clear(self) -> int:
+        """Drop everything; how many there were. Counters stay."""
+        count = len(self._store)
+        self._store.clear()
+        self._tags.clear()
+        self._cursor.clear()
+        for tier in self.by_tier.values():
+            tier.entries = tier.bytes = 0
+        self.purged += count
+        return count
+
+    def sweep(self, now: float, count: int) -> int:
+        """Visit the next `count` entries of the round and drop those past their life; how many were dropped."""
+        cursor = self._cursor
+        if not cursor:
+            self._cursor = cursor = list(self._store)
+        dropped = 0
+        for _ in range(min(count, len(cursor))):
+            key = cursor.pop()
+            if key in self._store and now >= (entry := _peek(self._store, key)).stale_until:
+                self._remove(entry)
+                dropped += 1
+        self.expired += dropped
+        return dropped
+
+    def reconfigure(
+        self, strategy: str, max_bytes: int, max_object_bytes: int, jitter: float, stale_ratio: float
+    ) -> None:
+        """Apply changed policy, keeping the hottest that fit. Lives already given stay as they are.
+
+        A new strategy rebuilds the store in order of heat, about 1 us an entry; frequencies start anew.
+        """
+        if strategy != self.strategy:
+            coldest_first = self.entries()[::-1]
+            self._store = _new_store(strategy)
+            for entry in coldest_first:
+                self._store[entry.key] = entry
+            self.strategy = strategy
+        if max_object_bytes < self.max_object_bytes:
+            for entry in [_peek(self._store, key) for key in self._store]:
+                if entry.weight_bytes > max_object_bytes:
+                    self._remove(entry)
+                    self.evictions += 1
+        self.max_bytes = max_bytes
+        self.max_object_bytes = max_object_bytes
+        self.jitter = jitter
+        self.stale_ratio = stale_ratio
+        while self.size_bytes > max_bytes:
+            self._evict()
+
+    def entries(self) -> list[Entry]:
+        """All entries, hottest first by the strategy in force: a list of the caller's own."""
+        by_heat = attrgetter("uses", "used_at") if self.strategy == "lfu" else attrgetter("used_at", "uses")
+        return sorted([_peek(self._store, key) for key in self._store], key=by_heat, reverse=True)
+
+    def stats(self) -> dict[str, Any]:
+        """Counters and sizes, in total and by tier, for the operator."""
+        tiers = {tier: count.as_dict() for tier, count in self.by_tier.items()}
+        total = {name: sum([tier[name] for tier in tiers.values()]) for name in TierCount.__slots__}
+        return {
+            "strategy": self.strategy,
+            "max_bytes": self.max_bytes,
+            **total,
+            "evictions": self.evictions,
+            "expired": self.expired,
+            "purged": self.purged,
+            "refused_too_large": self.refused_too_large,
+            "by_tier": tiers,
+        }
+
+    def _place(self, entry: Entry) -> None:
+        store = self._store
+        old = store.get(entry.key)
+        needed = entry.weight_bytes - (old.weight_bytes if old is not None else 0)
+        while store.currsize + needed > self.max_bytes:
+            if self._evict() is old:
+                old = None
+                needed = entry.weight_bytes
+        if old is not None:
+            self._forget(old)
+        store[entry.key] = entry
+        tier = self.by_tier[entry.tier]
+        tier.entries += 1
+        tier.bytes += entry.weight_bytes
+        for tag in entry.tags:
+            self._tags.setdefault(tag, set()).add(entry.key)
+
+    def _evict(self) -> Entry:
+        _, entry = self._store.popitem()
+        self._forget(entry)
+        self.evictions += 1
+        return entry
+
+    def _remove(self, entry: Entry) -> None:
+        del self._store[entry.key]
+        self._forget(entry)
+
+    def _forget(self, entry: Entry) -> None:
+        tier = self.by_tier[entry.tier]
+        tier.entries -= 1
+        tier.bytes -= entry.weight_bytes
+        for tag in entry.tags:
+            keys = self._tags.get(tag)
+            if keys is not None:
+                keys.discard(entry.key)
+                if not keys:
+                    del self._tags[tag]
+
+
+def _new_store(strategy: str) -> cachetools.Cache[bytes, Entry]:
+    if strategy not in _STORES:
+        raise ValueError(f"cache strategy {strategy!r} is not one of {', '.join(_STORES)}")
+    # The budget is kept by Cache itself: it has to see what leaves, and a new size is then a number, not a rebuild.
+    return _STORES[strategy](sys.maxsize, getsizeof=_weight)

@@ -1,0 +1,96 @@
+"""W3C Trace Context (Level 2): reading `traceparent` and `tracestate`, making ids, writing the outgoing header.
+
+Always holds: ids are lower-case hex bytes, never all zero; what is not valid is treated as absent, never repaired;
+randomness comes in as an argument. A forwarded context keeps trace id, flags and tracestate: only the span id is new.
+
+Deliberately not here: whether a trace is sampled (`engines.sampler`), baggage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+GetRandBits = Callable[[int], int]  # random.Random(...).getrandbits, or SystemRandom's
+TraceParent = tuple[bytes, bytes, int]  # trace id (32 hex digits), parent span id (16), flags
+
+_HEX = b"0123456789abcdef"
+_ZERO_TRACE = b"0" * 32
+_ZERO_SPAN = b"0" * 16
+_FLAGS_OF = {b"%02x" % flags: flags for flags in range(256)}
+_KNOWN_FLAGS = 0x03  # sampled, and Level 2's random-trace-id; others must not be passed on
+_FLAGS_TEXT = tuple(b"%02x" % (flags & _KNOWN_FLAGS) for flags in range(256))
+_LENGTH = 55  # of version 00; later versions may only append "-..."
+
+_STATE_MAX_BYTES = 512  # what everyone must be able to pass on
+_STATE_MAX_MEMBERS = 32
+_STATE_LONG_MEMBER_BYTES = 128  # the first to go when the whole is too long
+_STATE_CHARS = bytes(range(0x20, 0x7F)) + b"\t"
+
+
+def parse(value: bytes) -> TraceParent | None:
+    """The ids and flags of one `traceparent`, or None if it is invalid; several such headers count as none."""
+    # Removing every hex digit leaves the dashes: one C call checks all characters of a version 00 header.
+    if len(value) != _LENGTH or value.translate(None, _HEX) != b"---":
+        value = _later_version(value)
+        if not value:
+            return None
+    trace_id = value[3:35]
+    parent_id = value[36:52]
+    flags = _FLAGS_OF.get(value[53:55])
+    if (
+        flags is None
+        or value[2] != 0x2D
+        or value[35] != 0x2D
+        or value[52] != 0x2D
+        or value[:2] == b"ff"
+        or trace_id == _ZERO_TRACE
+        or parent_id == _ZERO_SPAN
+    ):
+        return None
+    return trace_id, parent_id, flags
+
+
+def _later_version(value: bytes) -> bytes:
+    """The part of a longer header that every version shares, or b"" where none may be read."""
+    shared = value[:_LENGTH]
+    if value[:2] == b"00" or value[_LENGTH : _LENGTH + 1] != b"-" or shared.translate(None, _HEX) != b"---":
+        return b""
+    return shared
+
+
+def new_trace_id(getrandbits: GetRandBits) -> bytes:
+    return b"%032x" % (getrandbits(128) or 1)
+
+
+def new_span_id(getrandbits: GetRandBits) -> bytes:
+    return b"%016x" % (getrandbits(64) or 1)
+
+
+def build(trace_id: bytes, span_id: bytes, flags: int) -> bytes:
+    """A version 00 `traceparent`."""
+    return b"00-%b-%b-%b" % (trace_id, span_id, _FLAGS_TEXT[flags & 0xFF])
+
+
+def tracestate(values: Sequence[bytes]) -> bytes:
+    """All `tracestate` headers of a call as one value to pass on; b"" for none or for one that is not valid.
+
+    Within 512 bytes it stays byte for byte (several headers are joined by commas). Beyond, whole members go: those
+    over 128 bytes first, then from the right, as the specification asks.
+    """
+    if not values:
+        return b""
+    value = values[0] if len(values) == 1 else b",".join(values)
+    if value.translate(None, _STATE_CHARS):
+        return b""
+    if len(value) <= _STATE_MAX_BYTES and value.count(b",") < _STATE_MAX_MEMBERS:
+        return value
+    members = [member for member in (part.strip() for part in value.split(b",")) if member]
+    if len(members) > _STATE_MAX_MEMBERS:
+        return b""
+    size_bytes = sum(map(len, members)) + len(members) - 1
+    if size_bytes > _STATE_MAX_BYTES:
+        members = [member for member in members if len(member) <= _STATE_LONG_MEMBER_BYTES]
+        size_bytes = sum(map(len, members)) + len(members) - 1
+    while size_bytes > _STATE_MAX_BYTES:
+        size_bytes -= len(members.pop()) + 1
+    return b",".join(members)

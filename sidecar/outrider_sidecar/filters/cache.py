@@ -1,0 +1,313 @@
+"""Cache and single-flight: answer from memory what has been answered before, ask once for what many ask at a time.
+
+Always holds: a key contains agent, tenant, user (unless the policy shares per tenant), auth scope and epochs, so an
+answer never crosses them; only complete OK replies are stored; a call that cannot be cached says why on its span and
+goes on. Hits take no slot: everything below this step runs for flights only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from outrider.policy import Agent
+from outrider_http2.hpack import literal
+from outrider_sidecar.core import errors
+from outrider_sidecar.core.call import Call, Step
+from outrider_sidecar.core.entry import Entry, head_weight
+from outrider_sidecar.core.payload import TOO_LARGE, Payload, RequestFacts, why_not_stored
+from outrider_sidecar.core.runtime import AgentState, Runtime
+from outrider_sidecar.engines.cache import Cache
+from outrider_sidecar.engines.cache_control import parse as parse_control
+from outrider_sidecar.engines.cache_key import SCHEMA, AuthScopes, cache_key
+from outrider_sidecar.engines.flight import Flight
+from outrider_sidecar.engines.ghost import Ghosts
+from outrider_sidecar.payloads import may_be_cached
+
+MAX_REQUEST_BYTES = 1024 * 1024
+REVALIDATE_S = 60.0  # deadline of a refresh nobody waits for
+_MAX_KNOWN = 1_024
+VERDICTS = {name: literal(b"x-outrider-cache", name.encode()) for name in ("hit", "stale", "miss", "coalesced", "bypass")}
+
+
+class CacheState:
+    """What one agent's cache keeps across policies."""
+
+    __slots__ = ("counts", "flights", "ghosts", "store")
+
+    def __init__(self, store: Cache, ghosts: Ghosts | None):
+        self.store = store
+        self.ghosts = ghosts
+        self.flights: dict[bytes, Flight] = {}
+        self.counts = {"hit": 0, "stale": 0, "miss": 0, "coalesced": 0, "bypass": 0}
+
+
+class CacheFilter:
+    """The cache of one agent under one policy."""
+
+    def __init__(self, agent: Agent, state: AgentState, runtime: Runtime):
+        policy = agent.optimization
+        self._policy = policy
+        self._agent_id = agent.agent_id
+        self._runtime = runtime
+        self._scopes = AuthScopes(policy.cache_auth_claims, runtime.secret)
+        self._claims = bool(policy.cache_auth_claims)
+        self._per_user = policy.cache_scope == "user"
+        self._paced = policy.cache_replay == "paced"
+        self._adapters: dict[bytes, Payload | None] = {}
+        self._parts: dict[Any, tuple[str, str, bytes]] = {}
+        self._cache: CacheState = _state_for(policy, state, runtime)
+
+    # -- the step --------------------------------------------------------------------------------------------------
+
+    def step(self, call: Call) -> bool | None:
+        path = call.head.path
+        try:
+            adapter = self._adapters[path]
+        except KeyError:
+            adapter = self._adapter(path)
+        if adapter is None:
+            return None
+        if not call.request_ended and call.want_body(MAX_REQUEST_BYTES, self.step):
+            return True
+        control = call.head.values.get(b"x-cache-control")
+        wish = parse_control(control) if control is not None else None
+        if wish is not None and wish.no_store:
+            return self._bypass(call, "")
+        if call.body_bytes > MAX_REQUEST_BYTES or not call.request_ended:
+            return self._bypass(call, TOO_LARGE)
+        body = call.body
+        assert body is not None
+        whole = body[0] if len(body) == 1 else b"".join(body)
+        encoding = call.head.values.get(b"grpc-encoding", b"")
+        facts = adapter.request(path, encoding, whole, self._policy)
+        if facts.model:
+            call.payload = facts
+        call.cache_tier = facts.tier
+        if not facts.cacheable:
+            return self._bypass(call, facts.reason)
+        key = self._key(call, facts)
+        return self._look_up(call, key, facts, adapter, wish)
+
+    def _look_up(self, call: Call, key: bytes, facts: RequestFacts, adapter: Payload, wish: Any) -> bool:
+        cache = self._cache
+        now = self._runtime.wall_clock()
+        entry, stale = None, False
+        if wish is None:
+            entry, stale = cache.store.get(key, now, None, facts.tier)
+        elif not wish.no_cache:
+            entry, stale = cache.store.get(key, now, wish.max_age_s, facts.tier)
+        if entry is not None:
+            if cache.ghosts is not None:
+                cache.ghosts.record(key, entry.weight_bytes, True, now, entry.fresh_until - entry.stored_at)
+            self._verdict(call, "stale" if stale else "hit")
+            if stale and key not in cache.flights:
+                self._launch(call, key, facts, adapter, [])
+            self._replay(call, entry)
+            return True
+        flight = cache.flights.get(key)
+        if flight is not None and flight.open and (wish is None or not wish.no_cache):
+            self._verdict(call, "coalesced")
+            self._share(flight)
+            flight.join(call)
+            return True
+        self._verdict(call, "miss")
+        self._launch(call, key, facts, adapter, [call])
+        return True
+
+    def _bypass(self, call: Call, reason: str) -> None:
+        self._verdict(call, "bypass")
+        if reason:
+            call.note(f"cache: {reason}")
+
+    def _verdict(self, call: Call, verdict: str) -> None:
+        call.cache_verdict = verdict
+        call.tail_extra += VERDICTS[verdict]
+        self._cache.counts[verdict] += 1
+
+    def _adapter(self, path: bytes) -> Payload | None:
+        """Who reads messages of this method; None: it is not cached."""
+        cached = may_be_cached(path, self._policy.cache_methods)
+        found: Payload | None = self._runtime.payloads.of(path) if cached else None
+        if len(self._adapters) < _MAX_KNOWN:
+            self._adapters[path] = found
+        return found
+
+    def _key(self, call: Call, facts: RequestFacts) -> bytes:
+        head = call.head
+        parts = self._parts.get(head)
+        if parts is None or self._claims:
+            values = {**head.values, **call.rest.values} if self._claims else head.values
+            tenant = values.get(b"x-tenant-id", b"").decode("utf-8", "surrogateescape") or facts.tenant_id
+            user = values.get(b"x-user-id", b"").decode("utf-8", "surrogateescape") or facts.user_id
+            parts = (tenant, user if self._per_user else "", self._scopes.of(values))
+            if not facts.tenant_id and not facts.user_id:
+                if len(self._parts) >= _MAX_KNOWN:
+                    self._parts.clear()
+                self._parts[head] = parts
+        elif facts.tenant_id or facts.user_id:
+            tenant = parts[0] or facts.tenant_id
+            parts = (tenant, (parts[1] or facts.user_id) if self._per_user else "", parts[2])
+        epochs = self._runtime.epochs.part(self._agent_id, parts[0], facts.tags)
+        return cache_key(
+            SCHEMA, self._agent_id, parts[0], parts[1], parts[2], "", b"", epochs, facts.digest, self._runtime.seed
+        )
+
+    # -- flights ---------------------------------------------------------------------------------------------------
+
+    def _launch(self, call: Call, key: bytes, facts: RequestFacts, adapter: Payload, readers: list[Call]) -> None:
+        """Ask upstream once, on behalf of `readers` (none: to revalidate)."""
+        flights = self._cache.flights
+        below = call.at  # the step after this one
+
+        def ended(flight: Flight, status: int) -> None:
+            if flights.get(key) is flight:
+                del flights[key]
+            self._over(flight, status, facts, adapter)
+
+        def restart(flight: Flight, survivors: list[Call]) -> None:
+            alive = [reader for reader in survivors if not reader.over]
+            for reader in alive:
+                reader.attempt = None
+            if alive:
+                again = self._fly(flight.call, below, key, ended, restart, alive)
+                again.elections = flight.elections + 1
+
+        self._fly(call, below, key, ended, restart, readers)
+
+    def _fly(
+        self, origin: Call, below: int, key: bytes, ended: Any, restart: Any, readers: list[Call]
+    ) -> Flight:
+        flight = Flight(key, self._policy.cache_max_object_bytes, ended, restart)
+        self._cache.flights[key] = flight
+        detached = origin.detach(flight, below)
+        flight.call = detached
+        for reader in readers:
+            flight.join(reader)
+        if len(readers) == 1:
+            detached.tried = readers[0].tried
+        else:
+            self._share(flight)
+        if readers:
+            ends = [reader.deadline for reader in readers]
+            detached.set_deadline(0.0 if 0.0 in ends else max(ends))
+        else:
+            detached.set_deadline(self._runtime.clock() + REVALIDATE_S)
+        detached.run()
+        return flight
+
+    def _share(self, flight: Flight) -> None:
+        """A flight for more than one reader, or for none, is a call of its own: it leaves its own span."""
+        call = flight.call
+        if call.trace is None:
+            self._runtime.own_span(call, flight.readers[0] if flight.readers else None)
+
+    def _over(self, flight: Flight, status: int, facts: RequestFacts, adapter: Payload) -> None:
+        """A flight has ended: its readers learn what it cost, and the reply is stored if it may be."""
+        call = flight.call
+        for reader in flight.readers:
+            reader.attempts = call.attempts
+            reader.connect_s = call.connect_s
+        weight = 0
+        if status == errors.OK and flight.chunks is not None and flight.head is not None:
+            body = b"".join(flight.chunks)
+            encoding = flight.head[0].values.get(b"grpc-encoding", b"")
+            reply = call.tokens if call.tokens is not None else adapter.reply(encoding, body)
+            if facts.model and flight.readers:
+                flight.readers[0].tokens = reply  # one caller's span carries what was paid
+            if not why_not_stored(facts, reply):
+                weight = self._store(flight, facts, (reply.input_tokens, reply.output_tokens))
+        if self._cache.ghosts is not None:
+            ttl_s = self._ttl_s(facts)
+            self._cache.ghosts.record(flight.key, weight, False, self._runtime.wall_clock(), ttl_s)
+
+    def _ttl_s(self, facts: RequestFacts) -> float:
+        return float(self._policy.cache_tool_ttl if facts.tier == "tool" else self._policy.cache_ttl)
+
+    def _store(self, flight: Flight, facts: RequestFacts, tokens: tuple[int, int]) -> int:
+        """Weight of what was stored; 0 when it was too large."""
+        assert flight.head is not None and flight.tail is not None and flight.chunks is not None
+        head, tail = flight.head[0], flight.tail
+        entry = Entry(
+            flight.key,
+            head,
+            tuple(flight.chunks),
+            tail,
+            head_bytes=head_weight(head.fields, tail.fields),
+            gaps_ms=tuple(flight.gaps_ms),
+            tier=facts.tier,
+            tags=facts.tags,
+            tokens=tokens,
+        )
+        stored = self._cache.store.put(entry, self._ttl_s(facts), self._runtime.wall_clock())
+        return entry.weight_bytes if stored else 0
+
+    # -- hits ------------------------------------------------------------------------------------------------------
+
+    def _replay(self, call: Call, entry: Entry) -> None:
+        call.reply_head(entry.head)
+        if self._paced and len(entry.chunks) > 1:
+            Pace(call, entry).next()
+            return
+        for chunk in entry.chunks:
+            call.reply_data(chunk)
+        call.reply_tail(entry.trailers, b"", errors.OK)
+
+
+class Pace:
+    """Replays a stream with the pauses it was recorded with."""
+
+    __slots__ = ("_at", "_call", "_entry")
+
+    def __init__(self, call: Call, entry: Entry):
+        self._call = call
+        self._entry = entry
+        self._at = 0
+
+    def next(self) -> None:
+        """Send what is due; then wait for the next pause to pass."""
+        call, entry = self._call, self._entry
+        while not call.over:
+            at = self._at
+            if at >= len(entry.chunks):
+                call.reply_tail(entry.trailers, b"", errors.OK)
+                return
+            self._at = at + 1
+            call.reply_data(entry.chunks[at])
+            gap_ms = entry.gaps_ms[at + 1] if at + 1 < len(entry.gaps_ms) else 0
+            if gap_ms:
+                wheel = call.runtime.wheel
+                wheel.at(call.runtime.clock() + gap_ms / 1e3, self.next)
+                return
+
+
+def _state_for(policy: Any, state: AgentState, runtime: Runtime) -> CacheState:
+    found: CacheState | None = state.cache
+    ghosts = Ghosts(policy.cache_strategy, policy.cache_max_bytes) if policy.cache_ghosts else None
+    if found is None:
+        store = Cache(
+            policy.cache_strategy,
+            policy.cache_max_bytes,
+            policy.cache_max_object_bytes,
+            policy.cache_jitter,
+            policy.cache_stale_ratio,
+            runtime.rng,
+        )
+        found = state.cache = CacheState(store, ghosts)
+    else:
+        found.store.reconfigure(
+            policy.cache_strategy,
+            policy.cache_max_bytes,
+            policy.cache_max_object_bytes,
+            policy.cache_jitter,
+            policy.cache_stale_ratio,
+        )
+        if ghosts is None or found.ghosts is None:
+            found.ghosts = ghosts
+    return found
+
+
+def build(agent: Agent, state: AgentState, runtime: Runtime) -> Step | None:
+    """The step for one agent; None where nothing is cached."""
+    if not agent.optimization.cache_enabled:
+        return None
+    return CacheFilter(agent, state, runtime).step

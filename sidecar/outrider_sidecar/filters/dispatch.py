@@ -1,0 +1,211 @@
+"""Dispatch: pick an endpoint and forward. The last step of every route.
+
+Always holds: an endpoint's live state survives policy changes for as long as its address stays configured; an endpoint
+that is no longer configured drains (no new attempts) and goes when its last attempt is over; feedback of every attempt
+reaches balancer, outlier detector and breaker.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode
+from binascii import Error as Base64Error
+
+from outrider.policy import Agent
+from outrider_sidecar.core import errors
+from outrider_sidecar.core.attempt import ABORTED, Attempt
+from outrider_sidecar.core.call import Call, Step
+from outrider_sidecar.core.endpoint import Endpoint
+from outrider_sidecar.core.runtime import AgentState, Runtime
+from outrider_sidecar.engines.availability import next_change_at, usable
+from outrider_sidecar.engines.breaker import CircuitBreaker
+from outrider_sidecar.engines.orca import decode_load_report
+from outrider_sidecar.engines.outlier import OutlierDetector
+from outrider_sidecar.filters.strategies import make_balancer
+
+# Statuses that say something about the endpoint; the others are the caller's or the application's business.
+FAILURES = frozenset(
+    {
+        errors.UNKNOWN,
+        errors.DEADLINE_EXCEEDED,
+        errors.RESOURCE_EXHAUSTED,
+        errors.INTERNAL,
+        errors.UNAVAILABLE,
+        errors.DATA_LOSS,
+    }
+)
+
+
+class Pool:
+    """The live endpoints of one agent and everything that decides among them."""
+
+    def __init__(self, agent: Agent, runtime: Runtime, now: float):
+        self._runtime = runtime
+        self.endpoints: dict[str, Endpoint] = {}
+        self.leaving: set[Endpoint] = set()
+        self.panic = False
+        self._next_change_at = float("inf")
+        self._next_sweep_at = now
+        self._configure(agent)
+        self.update(agent, now)
+
+    def _configure(self, agent: Agent) -> None:
+        self.agent = agent
+        self.balancer = make_balancer(agent.balancing, self._runtime.rng)
+        self._detector = OutlierDetector(agent.outlier)
+        self._breaker = CircuitBreaker(agent.breaker, self._runtime.rng)
+        self.wants_reports = agent.balancing.strategy == "weighted_round_robin"
+        self._hashed = agent.balancing.strategy == "ring_hash"
+        self._hash_on = agent.balancing.hash_on.encode()
+        self._per_try_s = agent.retry.per_try_timeout_ms / 1e3
+
+    def update(self, agent: Agent, now: float) -> None:
+        """Take a policy: keep what stays, start what is new, let go of what left."""
+        if agent != self.agent:
+            before = self.agent
+            self._configure(agent)
+            redial = (before.tls, before.server_name) != (agent.tls, agent.server_name)
+        else:
+            redial = False
+        wanted = {endpoint.address: endpoint for endpoint in agent.endpoints}
+        for address in [address for address in self.endpoints if address not in wanted or redial]:
+            endpoint = self.endpoints.pop(address)
+            endpoint.draining = True
+            endpoint.connector.drain()
+            if endpoint.pending:
+                self.leaving.add(endpoint)
+        for address, policy in wanted.items():
+            endpoint = self.endpoints.get(address)
+            if endpoint is None:
+                endpoint = Endpoint(address, policy.weight, policy.labels, now)
+                endpoint.connector = self._runtime.connector(endpoint, agent)
+                self.endpoints[address] = endpoint
+                endpoint.connector.begin(self.changed)
+            endpoint.weight = policy.weight
+            endpoint.labels = policy.labels
+        self._detector.update(list(self.endpoints.values()))
+        self.refresh(now)
+
+    def changed(self) -> None:
+        """Something about an endpoint's reachability or health is different."""
+        self.refresh(self._runtime.clock())
+
+    def refresh(self, now: float) -> None:
+        """Work out anew who may be picked."""
+        members = self.endpoints.values()
+        able, self.panic = usable(members, self.agent.balancing, now)
+        self._next_change_at = next_change_at(members, now)
+        self.balancer.update(able, now)
+
+    def tick(self, now: float) -> None:
+        """Time passes: sweep outliers, let ejected endpoints return."""
+        changed = now >= self._next_change_at
+        if self.agent.outlier.enabled and now >= self._next_sweep_at:
+            self._next_sweep_at = now + self.agent.outlier.interval_ms / 1e3
+            changed = self._detector.sweep(list(self.endpoints.values()), now) or changed
+        if changed:
+            self.refresh(now)
+
+    def close(self) -> None:
+        """The agent is gone from the policy."""
+        for endpoint in self.endpoints.values():
+            endpoint.draining = True
+            endpoint.connector.drain()
+            if endpoint.pending:
+                self.leaving.add(endpoint)
+        self.endpoints.clear()
+        self.balancer.update([], self._runtime.clock())
+
+    # -- attempts --------------------------------------------------------------------------------------------------
+
+    def make(self, call: Call) -> Attempt | None:
+        """An attempt at the endpoint the balancer picks; None when there is none."""
+        now = self._runtime.clock()
+        key = call.value(self._hash_on) if self._hashed else b""
+        endpoint = self.balancer.pick(now, key, call.tried)
+        if endpoint is None:
+            return None
+        grant = None
+        if endpoint.open_until:
+            grant = self._breaker.allow(endpoint, now)
+            self.refresh(now)
+            if not grant:
+                return self.make(call)
+        attempt = Attempt(call, endpoint)
+        attempt.grant = grant
+        if self._per_try_s:
+            attempt.timer = self._runtime.wheel.at(now + self._per_try_s, attempt.time_out)
+        return attempt
+
+    def dispatch(self, call: Call) -> bool:
+        """The step: launch an attempt, or say why not."""
+        attempt = self.make(call)
+        if attempt is None:
+            return call.fail(errors.UNAVAILABLE, self._why_none())
+        call.attempt = attempt
+        call.tried.append(attempt.endpoint)
+        attempt.start()
+        return True
+
+    def _why_none(self) -> str:
+        name = self.agent.agent_id
+        if not self.endpoints:
+            return f"agent {name!r} has no endpoint"
+        states = [f"{endpoint.address} {state_of(endpoint)}" for endpoint in list(self.endpoints.values())[:8]]
+        return f"agent {name!r} has no usable endpoint: " + ", ".join(states)
+
+    def settled(self, attempt: Attempt, status: int, penalty_s: float, now: float) -> None:
+        """An attempt is over; -1 means we cancelled it without a verdict."""
+        endpoint = attempt.endpoint
+        if status == ABORTED and attempt.call.ended_by == "deadline":
+            status = errors.DEADLINE_EXCEEDED
+        self.balancer.ended(endpoint, status, penalty_s, now)
+        if status == ABORTED:
+            if attempt.grant is not None and self._breaker.release(endpoint, now, attempt.grant):
+                self.refresh(now)
+        else:
+            ok = status not in FAILURES
+            if not ok:
+                endpoint.failures += 1
+            changed = self._detector.record(endpoint, ok, now)
+            if not ok or endpoint.breaker is not None or attempt.grant is not None:
+                if attempt.grant is not None:
+                    changed = self._breaker.record(endpoint, ok, now, attempt.grant) or changed
+                else:
+                    changed = self._breaker.record(endpoint, ok, now) or changed
+            if changed:
+                self.refresh(now)
+        if endpoint.draining and not endpoint.pending:
+            self.leaving.discard(endpoint)
+
+    def report(self, endpoint: Endpoint, encoded: bytes, now: float) -> None:
+        """An ORCA report in trailers (base64, as -bin metadata is)."""
+        try:
+            load = decode_load_report(b64decode(encoded + b"=" * (-len(encoded) % 4), validate=True))
+        except (Base64Error, ValueError):
+            return
+        if load is not None:
+            self.balancer.report(endpoint, load, now)
+
+
+def state_of(endpoint: Endpoint) -> str:
+    """One word about an endpoint, for people."""
+    if endpoint.draining:
+        return "draining"
+    if endpoint.open_until:
+        return "circuit open"
+    if not endpoint.reachable:
+        return f"unreachable ({endpoint.connector.last_error})"
+    if not endpoint.serving:
+        return "unhealthy"
+    if endpoint.ejected_until:
+        return "ejected"
+    return "ready"
+
+
+def build(agent: Agent, state: AgentState, runtime: Runtime) -> Step:
+    """The step for one agent; its pool is made or updated."""
+    if state.pool is None:
+        state.pool = Pool(agent, runtime, runtime.clock())
+    else:
+        state.pool.update(agent, runtime.clock())
+    return state.pool.dispatch

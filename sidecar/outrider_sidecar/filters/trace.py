@@ -1,0 +1,129 @@
+"""Trace: every call gets ids, W3C context goes in and out, and every ended call leaves one span.
+
+Always holds: it is the outermost step, so sheds, refusals and cache hits are seen; the reply's head and trailers carry
+`x-outrider-call-id` (the span id) and `x-outrider-trace-id`; `traceparent` is rewritten with our span id and
+`tracestate` passed on. The record is built once, when the call is over.
+"""
+
+from __future__ import annotations
+
+from outrider_http2.hpack import literal
+from outrider_sidecar.core.call import Call, Step
+from outrider_sidecar.core.runtime import Runtime
+from outrider_sidecar.core.span import CLIENT, Attempt, Generation, Span
+from outrider_sidecar.engines.sampler import Sampler
+from outrider_sidecar.engines.trace_context import build as build_traceparent
+from outrider_sidecar.engines.trace_context import parse
+
+_CALL_ID = literal(b"x-outrider-call-id", b"0" * 16)[:-16]
+_TRACE_ID = literal(b"x-outrider-trace-id", b"0" * 32)[:-32]
+_TRACEPARENT = literal(b"traceparent", b"0" * 55)[:-55]
+_NO_ATTEMPTS: tuple[Attempt, ...] = ()
+
+
+def build(runtime: Runtime) -> Step:
+    """The entry step."""
+    getrandbits = runtime.rng.getrandbits
+    sampler: Sampler = runtime.sampler
+    flags_of = sampler.flags
+    always = sampler.ratio >= 1.0
+    record = runtime.record
+
+    def trace(call: Call) -> None:
+        values = call.rest.values
+        raw = values.get(b"traceparent")
+        parent = parse(raw) if raw is not None else None
+        span_id = b"%016x" % (getrandbits(64) or 1)
+        if parent is None:
+            trace_id = b"%032x" % (getrandbits(128) or 1)
+            parent_id = b""
+            state = b""
+            flags = 1 if always else flags_of(None, trace_id)
+        else:
+            trace_id, parent_id, flags = parent
+            flags = flags_of(flags, trace_id)
+            state = values.get(b"tracestate", b"")
+        call.trace = (trace_id, span_id, parent_id, state, flags)
+        call.ids = b"%b%b%b%b" % (_CALL_ID, span_id, _TRACE_ID, trace_id)
+        forward = _TRACEPARENT + build_traceparent(trace_id, span_id, flags)
+        call.forward = forward + literal(b"tracestate", state) if state else forward
+        call.done.append(record)
+
+    return trace
+
+
+def span_of(call: Call, now: float, kind: int = CLIENT) -> Span:
+    """The record of an ended call; fields by position because this runs for every call."""
+    trace_id, span_id, parent_id, state, flags = call.trace
+    route = call.route
+    started_at = call.started_at
+    tried = call.tried
+    facts = call.payload
+    first_byte_at = call.first_byte_at
+    return Span(
+        trace_id,
+        span_id,
+        parent_id,
+        state,
+        flags,
+        kind,
+        call.head.path_text,
+        route.agent_id if route is not None else "",
+        tried[-1].address if tried else "",
+        call.started_ns,
+        int((now - started_at) * 1e6),
+        call.status,
+        call.message,
+        0,
+        int(call.connect_s * 1e6),
+        int((first_byte_at - started_at) * 1e6) if first_byte_at else 0,
+        call.request_bytes,
+        call.reply_bytes,
+        call.cache_verdict,
+        call.cache_tier,
+        "",
+        facts.session_id if facts is not None else "",
+        "",
+        _attempts(call) if call.attempts is not None else _NO_ATTEMPTS,
+        _generation(call) if facts is not None or call.tokens is not None else None,
+        0,
+        tuple(call.notes) if call.notes else (),
+    )
+
+
+def _generation(call: Call) -> Generation | None:
+    asked, reply = call.payload, call.tokens
+    model = asked.model if asked is not None else ""
+    if reply is None:
+        return Generation("invoke_agent", model) if model else None
+    return Generation(
+        "invoke_agent",
+        model,
+        reply.model,
+        reply.finish_reason,
+        reply.input_tokens,
+        reply.output_tokens,
+        reply.cache_read_tokens,
+        reply.cache_write_tokens,
+    )
+
+
+def child_ids(call: Call, parent: Call | None, runtime: Runtime) -> None:
+    """Give a call that serves others a span of its own, under the first of them; it is recorded when it ends."""
+    getrandbits = runtime.rng.getrandbits
+    span_id = b"%016x" % (getrandbits(64) or 1)
+    if parent is not None and parent.trace is not None:
+        trace_id, parent_id, _, state, flags = parent.trace
+    else:
+        trace_id, parent_id, state, flags = b"%032x" % (getrandbits(128) or 1), b"", b"", 1
+    call.trace = (trace_id, span_id, parent_id, state, flags)
+    call.done.insert(0, runtime.record)
+
+
+def _attempts(call: Call) -> tuple[Attempt, ...]:
+    return tuple(
+        [
+            Attempt(address, int(start_s * 1e6), int(total_s * 1e6), status, reason)
+            for address, start_s, total_s, status, reason in call.attempts or ()
+        ]
+    )

@@ -1,0 +1,142 @@
+"""Who may import whom. Imports for types alone and lazy imports count as well."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.arch.source import OURS, ROOT, SOURCE_ROOTS, Module, inside, modules
+
+SIDECAR = "outrider_sidecar"
+CONTRACT = ("outrider.policy", "outrider.address")
+READING = ("outrider.policy_parse", "outrider.tree")
+
+# From the bottom up: a layer imports itself and what stands before it, never what stands after it.
+LAYERS = ("outrider_http2", *(f"{SIDECAR}.{name}" for name in ("core", "engines", "filters", "stack", "edge", "app")))
+
+# What else of ours each part may import, where the layers do not say it.
+ALLOWED = {
+    "outrider": ("outrider",),
+    "outrider_http2": (),
+    f"{SIDECAR}.core": CONTRACT,
+    f"{SIDECAR}.engines": CONTRACT,
+    f"{SIDECAR}.payloads": (*CONTRACT, f"{SIDECAR}.core", "outrider.v1"),
+    f"{SIDECAR}.filters": (*CONTRACT, f"{SIDECAR}.payloads"),
+    f"{SIDECAR}.stack": (*CONTRACT, f"{SIDECAR}.payloads"),
+    f"{SIDECAR}.environment": (*CONTRACT, *READING),
+    f"{SIDECAR}.yaml_file": (),
+    f"{SIDECAR}.config": (*CONTRACT, *READING, f"{SIDECAR}.environment", f"{SIDECAR}.yaml_file"),
+    f"{SIDECAR}.edge": (*CONTRACT, f"{SIDECAR}.config", f"{SIDECAR}.environment", f"{SIDECAR}.payloads"),
+    f"{SIDECAR}.app": (*CONTRACT, *READING, SIDECAR, "outrider"),
+    f"{SIDECAR}.__main__": (f"{SIDECAR}.app",),
+    SIDECAR: (),
+    "outrider_control": ("outrider", "outrider_control", "outrider_http2"),
+}
+LIBRARIES = {  # of others, beside the standard library; a part that is not named here may use any declared one
+    "outrider.policy": (),
+    "outrider.policy_parse": (),
+    "outrider.tree": (),
+    "outrider.address": (),
+    "outrider_http2": ("uvloop",),
+    f"{SIDECAR}.core": (),
+    f"{SIDECAR}.engines": ("cachetools", "msgpack", "xxhash"),
+    f"{SIDECAR}.payloads": ("google", "xxhash"),
+    f"{SIDECAR}.filters": (),
+    f"{SIDECAR}.stack": (),
+}
+SEPARATE = (f"{SIDECAR}.engines", f"{SIDECAR}.filters")  # modules of these know no other module of the same
+REGISTRIES = (f"{SIDECAR}.filters.strategies",)  # a table of names and no filter: others of its part may know it
+NEVER_IN_SIDECAR = ("grpc", "pydantic", "opentelemetry", "outrider_control")
+
+
+def part_of(name: str, parts: object) -> str:
+    """The longest of the parts that a module belongs to."""
+    return max((part for part in parts if inside(name, part)), key=len)  # pyright: ignore[reportGeneralTypeIssues]
+
+
+def may_import(importer: str, imported: str) -> bool:
+    part = part_of(importer, ALLOWED)
+    if inside(imported, part) and part != SIDECAR:
+        return True
+    below = LAYERS[: LAYERS.index(part)] if part in LAYERS else ()
+    return any(inside(imported, allowed) for allowed in (*ALLOWED[part], *below))
+
+
+def refused(module: Module) -> list[str]:
+    """One line for each import of ours that the table does not allow."""
+    return [
+        f"{module}:{line} imports {imported}"
+        for line, imported in module.imports()
+        if imported.partition(".")[0] in OURS and not may_import(module.name, imported)
+    ]
+
+
+@pytest.mark.parametrize("module", modules(), ids=str)
+def test_imports_go_down_the_layers(module: Module) -> None:
+    assert refused(module) == []
+
+
+@pytest.mark.parametrize("part", SEPARATE)
+def test_modules_of_a_part_do_not_know_each_other(part: str) -> None:
+    crossing = [
+        f"{module}:{line} imports {imported}"
+        for module in modules()
+        if module.name.startswith(f"{part}.")
+        for line, imported in module.imports()
+        if imported.startswith(f"{part}.") and imported != module.name and imported not in REGISTRIES
+    ]
+    assert crossing == []
+
+
+@pytest.mark.parametrize("module", modules(), ids=str)
+def test_libraries(module: Module) -> None:
+    limited = [part for part in LIBRARIES if inside(module.name, part)]
+    known = {*sys.stdlib_module_names, *OURS}
+    for line, imported in module.imports():
+        top = imported.partition(".")[0]
+        if inside(module.name, SIDECAR):
+            assert top not in NEVER_IN_SIDECAR, f"{module}:{line} imports {imported}"
+        if limited and top not in known:
+            assert top in LIBRARIES[max(limited, key=len)], f"{module}:{line} imports {imported}"
+
+
+@pytest.mark.parametrize(
+    ("importer", "imported", "allowed"),
+    [
+        ("outrider_sidecar.filters.cache", "outrider_sidecar.engines.cache", True),
+        ("outrider_sidecar.engines.cache", "outrider_sidecar.filters.cache", False),
+        ("outrider_sidecar.core.call", "outrider_sidecar.engines.cache", False),
+        ("outrider_sidecar.edge.listener", "outrider_sidecar.app", False),
+        ("outrider_sidecar.app", "outrider_sidecar.edge.listener", True),
+        ("outrider_sidecar.filters.cache", "outrider_sidecar.config", False),
+        ("outrider_sidecar.app", "outrider_control.app", False),
+        ("outrider_control.app", "outrider_sidecar.app", False),
+        ("outrider_control.app", "outrider_http2.server", True),
+        ("outrider_http2.frames", "outrider.policy", False),
+        ("outrider.client", "outrider_sidecar.core.call", False),
+    ],
+)
+def test_the_table_says_what_is_meant(importer: str, imported: str, allowed: bool) -> None:
+    assert may_import(importer, imported) is allowed
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Top-level names of the modules that a fresh interpreter has loaded after a statement."""
+    code = f"{statement}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    environment = {"PYTHONPATH": ":".join(str(ROOT / root) for root in SOURCE_ROOTS)}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return set(run.stdout.split())
+
+
+def test_the_sidecar_loads_no_grpcio() -> None:
+    loaded = loaded_by("import outrider_sidecar.app, outrider_sidecar.__main__")
+    assert "outrider_sidecar" in loaded
+    assert loaded.isdisjoint(NEVER_IN_SIDECAR)
+
+
+def test_the_contract_loads_nothing_else() -> None:
+    assert loaded_by("import outrider").isdisjoint({"grpc", "google", "yaml"})
+    assert loaded_by("import outrider.policy_parse").isdisjoint({"grpc", "google", "yaml"})
