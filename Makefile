@@ -13,7 +13,7 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 PROTO_VENV := .venv-protos
 PROTO_RUN := $(PROTO_VENV)/bin/python
 
-.PHONY: help run test check bench protos fmt clean
+.PHONY: help run test check format lint types imports stubs bench protos fmt clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,11 +24,21 @@ run: $(VENV)/.ready ## a mesh of simulated agents under load, then a table; TRAC
 test: $(VENV)/.ready ## all tests; ARGS="tests/unit -k hpack" for some
 	$(RUN) -m pytest $(ARGS)
 
-check: $(VENV)/.lint $(PROTO_VENV)/.ready ## format, lint, types, import rules, generated stubs up to date
+check: format lint types imports stubs ## format, lint, types, import rules, generated stubs up to date; -k: go on after a fault
+
+format: $(VENV)/.lint
 	$(RUN) -m ruff format --check .
+
+lint: $(VENV)/.lint
 	$(RUN) -m ruff check .
-	$(RUN) -m pyright
+
+types: $(VENV)/.lint
+	$(RUN) -m pyright --pythonpath $(RUN)
+
+imports: $(VENV)/.ready
 	$(RUN) -m pytest -q tests/arch
+
+stubs: $(PROTO_VENV)/.ready
 	$(PROTO_RUN) protos/generate.py --check
 
 bench: $(VENV)/.bench ## side by side with Envoy and grpc.aio; h2load (nghttp2-client) gives the load

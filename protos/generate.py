@@ -12,7 +12,7 @@ import tempfile
 from importlib import resources
 from pathlib import Path
 
-from grpc_tools import protoc
+from grpc_tools import protoc  # pyright: ignore[reportMissingImports] - lives in the environment of the extra `protos`
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = Path("outrider/v1")

@@ -16,15 +16,16 @@ from outrider_http2 import frames
 from outrider_http2.head import Head, Heads, Rest
 from outrider_http2.hpack import Decoder, Encoder
 from outrider_http2.limits import Bucket, Limits
-from outrider_http2.stream import Ledger, Stream
+from outrider_http2.stream import SHUT, Ledger, Stream
 from outrider_http2.turn import Turn
 
 KNOWN_BLOCKS = 512  # encoded or decoded blocks remembered per connection
 KNOWN_BLOCK_BYTES = 1_024
+OWED = "too many answers owed to a peer that does not read"
 
 
-def _nowhere(_: Any) -> None:
-    pass
+def nowhere(_: Any) -> None:
+    """Where bytes and news go when nobody takes them."""
 
 
 class Fault(Exception):
@@ -49,13 +50,13 @@ class Base:
         self.scheme = scheme
         self.now = now
         self.out: list[bytes] = []
-        self.write_out: Callable[[bytes], None] = _nowhere
-        self.on_closed: Callable[[Any], None] = _nowhere
-        self.on_quiet: Callable[[Any], None] = _nowhere  # draining and the last stream is gone
+        self.write_out: Callable[[bytes], None] = nowhere
+        self.on_closed: Callable[[Any], None] = nowhere
+        self.on_quiet: Callable[[Any], None] = nowhere  # draining and the last stream is gone
         self.peer: Any = None  # whatever the owner wants to remember
         # State of the machine.
         self.streams: dict[int, Stream] = {}
-        self.blocked: dict[Stream, None] = {}
+        self.blocked: dict[Stream, None] = {}  # bytes wait, and not for the stream's own window
         self.recent: deque[int] = deque(maxlen=256)  # stream ids that ended on both sides
         self.resets: dict[int, None] = {}  # stream ids we have reset lately
         self.last_peer_id = 0
@@ -79,9 +80,9 @@ class Base:
         self.parsed_at = -1
         self._resized = False  # the next block opens with a table size update
         self.stream_window = limits.stream_window_bytes
-        self.recv_window = limits.connection_window_bytes
+        self.recv_window = max(limits.connection_window_bytes, frames.DEFAULT_WINDOW)
         self.recv_due = 0
-        self.send_window = frames.DEFAULT_WINDOW
+        self.send_window = self.send_top = frames.DEFAULT_WINDOW  # now, and the most there was
         self.peer_stream_window = frames.DEFAULT_WINDOW
         self.peer_max_streams = frames.MAX_WINDOW
         self.max_send_frame = frames.DEFAULT_FRAME
@@ -107,12 +108,15 @@ class Base:
 
     def write_control(self, data: bytes) -> None:
         """As `write`, for answers a peer can provoke: bounded while it does not read."""
-        if self.paused:
-            self._stalled_control += 1
-            if self._stalled_control > self.limits.stalled_control_frames:
-                self.fail(frames.ENHANCE_YOUR_CALM, "too many answers owed to a peer that does not read")
-                return
-        self.write(data)
+        if self.paused and not self.may_owe(1):
+            self.fail(frames.ENHANCE_YOUR_CALM, OWED)
+        else:
+            self.write(data)
+
+    def may_owe(self, count: int) -> bool:
+        """While the socket is full: whether so many answers more may be kept for a peer that does not read."""
+        self._stalled_control += count
+        return self._stalled_control <= self.limits.stalled_control_frames
 
     def flush(self) -> None:
         """Hand the turn's output to the socket."""
@@ -135,7 +139,7 @@ class Base:
         """Let blocked streams send in turn, one frame each, up to the bound of a turn."""
         left = self.limits.turn_out_bytes
         blocked = self.blocked
-        while blocked and left > 0 and not self.paused:
+        while blocked and left > 0 and not self.paused and self.send_window > 0:
             moved = False
             for stream in list(blocked):
                 if stream not in blocked:
@@ -144,15 +148,15 @@ class Base:
                 if sent or stream not in blocked:
                     moved = True
                     left -= sent
-                    if left <= 0 or self.paused:
-                        break
                     if stream in blocked:  # the others first
                         del blocked[stream]
                         blocked[stream] = None
+                    if left <= 0 or self.paused or self.send_window <= 0:
+                        break
             if not moved:
                 self.pump_more = False
                 return
-        self.pump_more = bool(blocked) and not self.paused
+        self.pump_more = bool(blocked) and not self.paused and self.send_window > 0
 
     def encode_head(self, head: Head) -> bytes:
         """Encode a request or response head and remember the block while the encoder's table stands."""
@@ -190,6 +194,7 @@ class Base:
         if self.streams.pop(stream.id, None) is None:
             return
         stream.local_closed = stream.remote_closed = True
+        stream.send_window = SHUT
         if stream.queue is not None:
             stream.drop_queue()
         self.recent.append(stream.id)
@@ -233,6 +238,7 @@ class Base:
         if not self.closed:
             self.closed = True
             self.out.clear()
+            self.write_out = nowhere
             self._abandon(frames.CANCEL if self.client_side is False else frames.CONNECT_ERROR)
             self.on_closed(self)
 

@@ -12,8 +12,11 @@ from typing import Any
 from outrider_http2 import frames
 from outrider_http2.connection import Connection
 from outrider_http2.fields import FieldError
+from outrider_http2.head import Heads
 from outrider_http2.hpack import HeaderListTooLarge
-from outrider_http2.stream import Stream
+from outrider_http2.limits import Limits
+from outrider_http2.stream import Ledger, Stream
+from outrider_http2.turn import Turn
 
 
 class ClientConnection(Connection):
@@ -21,8 +24,10 @@ class ClientConnection(Connection):
 
     client_side = True
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self, limits: Limits, heads: Heads, turn: Turn, ledger: Ledger, now: float, scheme: bytes = b"http"
+    ):
+        super().__init__(limits, heads, turn, ledger, now, scheme)
         self.next_id = 1
         self.on_ready: Callable[[ClientConnection], None] = _nothing
         self.on_gone: Callable[[ClientConnection], None] = _nothing  # takes no new streams
@@ -31,6 +36,7 @@ class ClientConnection(Connection):
     def open(self) -> None:
         """Our side of the preface; called once the socket is there."""
         limits = self.limits
+        more = limits.connection_window_bytes - frames.DEFAULT_WINDOW
         self.write(
             frames.PREFACE
             + frames.settings(
@@ -40,7 +46,7 @@ class ClientConnection(Connection):
                     (frames.MAX_HEADER_LIST_SIZE, limits.header_list_bytes),
                 )
             )
-            + frames.window_update(0, limits.connection_window_bytes - frames.DEFAULT_WINDOW)
+            + (frames.window_update(0, more) if more > 0 else b"")
         )
 
     @property
@@ -74,6 +80,8 @@ class ClientConnection(Connection):
 
     def on_peer_settings(self) -> None:
         self.on_ready(self)
+        if self.has_room:  # perhaps only now: the peer may raise its limit at any time
+            self.on_room(self)
 
     def on_peer_goaway(self) -> None:
         self.on_gone(self)
@@ -95,7 +103,7 @@ class ClientConnection(Connection):
             self.reject(stream, frames.PROTOCOL_ERROR)
             return
         if head.status < 200:
-            if end:
+            if end or head.status == 101:  # HTTP/2 knows no switching of protocols
                 self.reject(stream, frames.PROTOCOL_ERROR)
             else:
                 self.take_control("informational HEADERS")
@@ -108,13 +116,6 @@ class ClientConnection(Connection):
             if stream.local_closed:
                 self.forget(stream)
         stream.handler.on_head(stream, head, rest, end)
-
-    def parse_stray(self, block: bytes) -> None:
-        """A block nobody waits for still moves the decoder's table."""
-        try:
-            self.parse(block, True)
-        except (FieldError, HeaderListTooLarge):
-            pass
 
     def shutdown(self) -> None:
         """Open nothing more; `on_quiet` is called when the last stream is over."""

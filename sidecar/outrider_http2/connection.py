@@ -18,6 +18,10 @@ from outrider_http2.hpack import HeaderListTooLarge, HpackError
 from outrider_http2.stream import Stream
 
 
+_BLOCK_UNITS = 4  # what a header block costs of a turn, where another frame costs one
+_WINDOWS_PER_UNIT = 16  # windows moved by one SETTINGS value
+
+
 class Connection(Base):
     """What both roles do with received bytes. Roles say what a preface, a new stream and a block on one mean."""
 
@@ -63,11 +67,11 @@ class Connection(Base):
                 kind = word & 0xFF
                 if self.assembling is not None and kind != frames.CONTINUATION:
                     raise Fault(frames.PROTOCOL_ERROR, "a header block was interrupted by another frame")
-                units -= 4 if kind == 1 else 1
                 if kind < 10:
-                    _KINDS[kind](self, flags, stream_id & 0x7FFFFFFF, data, at + 9, stop)
-                elif not self.control_bucket.take(now):
-                    raise Fault(frames.ENHANCE_YOUR_CALM, "too many unknown frames")
+                    units -= _KINDS[kind](self, flags, stream_id & 0x7FFFFFFF, data, at + 9, stop) or 1
+                else:
+                    units -= 1
+                    self.take_control("unknown")
                 at = stop
                 if self.closed or self.failed is not None:
                     return
@@ -77,7 +81,7 @@ class Connection(Base):
         self.rest = data[at:] if at < end else b""
         if not self.rest and self.assembling is None:
             self.partial_at = 0.0
-        elif at or not self.partial_at:
+        elif not self.partial_at or (at and self.assembling is None):  # a header block has one deadline for all of it
             self.partial_at = now
 
     def expect_settings(self, data: bytes, at: int) -> int:
@@ -163,7 +167,7 @@ class Connection(Base):
 
     # -- header blocks ---------------------------------------------------------------------------------------------
 
-    def _on_headers(self, flags: int, stream_id: int, data: bytes, at: int, stop: int) -> None:
+    def _on_headers(self, flags: int, stream_id: int, data: bytes, at: int, stop: int) -> int:
         if stream_id == 0:
             raise Fault(frames.PROTOCOL_ERROR, "HEADERS on stream 0")
         if flags & 8:
@@ -176,6 +180,7 @@ class Connection(Base):
             self.on_block(stream_id, data[at:stop], flags & 1 == 1)
         else:
             self.assembling = (stream_id, flags, [data[at:stop]], stop - at)
+        return _BLOCK_UNITS
 
     def _on_continuation(self, flags: int, stream_id: int, data: bytes, at: int, stop: int) -> None:
         if self.assembling is None or self.assembling[0] != stream_id:
@@ -217,6 +222,13 @@ class Connection(Base):
             known[block] = found
         return found
 
+    def parse_stray(self, block: bytes) -> None:
+        """A block nobody waits for still moves the decoder's table."""
+        try:
+            self.parse(block, True)
+        except (FieldError, HeaderListTooLarge):
+            pass
+
     def on_trailers(self, stream: Stream, block: bytes, end: bool) -> None:
         """A block after the head: it must be the last."""
         try:
@@ -242,6 +254,8 @@ class Connection(Base):
             raise Fault(frames.PROTOCOL_ERROR, "PRIORITY on stream 0")
         self.take_control("PRIORITY")
         if stop - at != 5:
+            if self.is_idle(stream_id):  # no stream to reset yet
+                raise Fault(frames.FRAME_SIZE_ERROR, "PRIORITY must carry 5 bytes")
             self._stream_error(stream_id, frames.FRAME_SIZE_ERROR)
 
     def _on_rst(self, flags: int, stream_id: int, data: bytes, at: int, stop: int) -> None:
@@ -259,7 +273,7 @@ class Connection(Base):
         handler.on_reset(stream, code, code != frames.REFUSED_STREAM)
         self.take_reset()
 
-    def _on_settings(self, flags: int, stream_id: int, data: bytes, at: int, stop: int) -> None:
+    def _on_settings(self, flags: int, stream_id: int, data: bytes, at: int, stop: int) -> int:
         if stream_id:
             raise Fault(frames.PROTOCOL_ERROR, "SETTINGS on a stream")
         if flags & frames.ACK:
@@ -267,17 +281,23 @@ class Connection(Base):
                 raise Fault(frames.FRAME_SIZE_ERROR, "a SETTINGS acknowledgement must be empty")
             self.settings_acked = True
             self.take_control("SETTINGS")
-            return
+            return 1
         if (stop - at) % 6:
             raise Fault(frames.FRAME_SIZE_ERROR, "SETTINGS must be a multiple of 6 bytes")
         self.take_control("SETTINGS")
+        units = 1 + (stop - at) // 6
+        if units > self.limits.max_settings:
+            raise Fault(frames.ENHANCE_YOUR_CALM, "too many values in one SETTINGS frame")
         for offset in range(at, stop, 6):
             key = data[offset] << 8 | data[offset + 1]
+            if key == frames.INITIAL_WINDOW_SIZE:
+                units += len(self.streams) // _WINDOWS_PER_UNIT
             self._on_setting(key, int.from_bytes(data[offset + 2 : offset + 6], "big"))
         self.peer_settings = True
         self.write_control(frames.SETTINGS_ACK)
         self.pump()
         self.on_peer_settings()
+        return units
 
     def on_peer_settings(self) -> None:
         """The peer's SETTINGS have been applied."""
@@ -292,6 +312,10 @@ class Connection(Base):
                 stream.send_window += delta
                 if stream.send_window > frames.MAX_WINDOW:
                     raise Fault(frames.FLOW_CONTROL_ERROR, "a stream's window rose above 2**31-1")
+                if delta > 0:
+                    stream.send_top += delta
+                    if stream.queue is not None and stream.send_window > 0:
+                        self.blocked[stream] = None
         elif key == frames.HEADER_TABLE_SIZE:
             self.resize_encoder(value)
         elif key == frames.MAX_CONCURRENT_STREAMS:
@@ -331,6 +355,8 @@ class Connection(Base):
         if self.client_side:
             for stream in [stream for stream in self.streams.values() if stream.id > last]:
                 handler = stream.handler
+                if self.streams.get(stream.id) is not stream:
+                    continue  # the handler of another one has ended it
                 self.forget(stream)
                 handler.on_reset(stream, frames.REFUSED_STREAM, False)
         self.on_peer_goaway()
@@ -345,10 +371,14 @@ class Connection(Base):
         if stream_id == 0:
             if not increment:
                 raise Fault(frames.PROTOCOL_ERROR, "WINDOW_UPDATE by zero")
+            was_shut = self.send_window <= 0
             self.send_window += increment
-            if self.send_window > frames.MAX_WINDOW:
-                raise Fault(frames.FLOW_CONTROL_ERROR, "the connection's window rose above 2**31-1")
-            if self.blocked:
+            if self.send_window > self.send_top:  # credit for bytes that were sent is free, more room is not
+                if self.send_window > frames.MAX_WINDOW:
+                    raise Fault(frames.FLOW_CONTROL_ERROR, "the connection's window rose above 2**31-1")
+                self.send_top = self.send_window
+                self.take_control("WINDOW_UPDATE")
+            if was_shut and self.blocked:
                 self.pump()
             return
         stream = self.streams.get(stream_id)
@@ -361,9 +391,14 @@ class Connection(Base):
             self.reject(stream, frames.PROTOCOL_ERROR)
             return
         stream.send_window += increment
-        if stream.send_window > frames.MAX_WINDOW:
-            self.reject(stream, frames.FLOW_CONTROL_ERROR)
-        elif stream.queue is not None:
+        if stream.send_window > stream.send_top:
+            if stream.send_window > frames.MAX_WINDOW:
+                self.reject(stream, frames.FLOW_CONTROL_ERROR)
+                return
+            stream.send_top = stream.send_window
+            self.take_control("WINDOW_UPDATE")
+        if stream.queue is not None and stream.send_window > 0:
+            self.blocked[stream] = None
             stream.pump()
 
 

@@ -15,7 +15,8 @@ class Limits:
     header_list_bytes: int = 64 * 1024  # larger lists are refused per stream
     header_block_bytes: int = 128 * 1024  # larger encoded blocks end the connection
     max_continuations: int = 32
-    control_burst: int = 10_000  # SETTINGS, PING, PRIORITY, empty DATA, unknown and useless frames
+    max_settings: int = 32  # values in one SETTINGS frame
+    control_burst: int = 10_000  # SETTINGS, PING, PRIORITY, empty DATA, WINDOW_UPDATE for more, unknown, useless frames
     control_per_s: float = 1_000.0
     reset_burst: int = 1_000  # streams the peer resets
     reset_per_s: float = 200.0
@@ -45,8 +46,9 @@ class Bucket:
     def take(self, now: float) -> bool:
         left = self._left - 1.0
         if left < 0.0:
-            left = min(self._burst, self._left + (now - self._at) * self._per_s) - 1.0
+            self._left = min(self._burst, self._left + (now - self._at) * self._per_s)
             self._at = now
+            left = self._left - 1.0
             if left < 0.0:
                 return False
         self._left = left

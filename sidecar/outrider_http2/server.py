@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from outrider_http2 import frames
-from outrider_http2.base import Fault
+from outrider_http2.base import OWED, Fault
 from outrider_http2.connection import Connection
 from outrider_http2.fields import FieldError
 from outrider_http2.head import Head, Heads, Rest
@@ -20,6 +20,7 @@ from outrider_http2.turn import Turn
 
 Accept = Callable[[Stream, Head, Rest, bool], None]
 _DRAIN_PING = b"draining"
+_HEAD_OWED = 4  # a reply's head and trailers weigh as much as so many control frames
 _TOO_LARGE = Head(
     (
         (b"content-type", b"application/grpc"),
@@ -52,6 +53,7 @@ class ServerConnection(Connection):
     def open(self) -> None:
         """Our side of the preface; called once the socket is there."""
         limits = self.limits
+        more = limits.connection_window_bytes - frames.DEFAULT_WINDOW
         self.write(
             frames.settings(
                 (
@@ -60,7 +62,7 @@ class ServerConnection(Connection):
                     (frames.MAX_HEADER_LIST_SIZE, limits.header_list_bytes),
                 )
             )
-            + frames.window_update(0, limits.connection_window_bytes - frames.DEFAULT_WINDOW)
+            + (frames.window_update(0, more) if more > 0 else b"")
         )
 
     def start(self, data: bytes) -> int:
@@ -77,24 +79,20 @@ class ServerConnection(Connection):
         if stream is not None:
             self.on_trailers(stream, block, end)
             return
+        if stream_id <= self.last_peer_id or not stream_id & 1:
+            self._on_old_block(stream_id, block)
+            return
+        self.last_peer_id = stream_id
+        if self.paused and not self.may_owe(_HEAD_OWED):
+            raise Fault(frames.ENHANCE_YOUR_CALM, OWED)
         try:
             head, rest = self.parse(block, False)
         except FieldError:
-            self._check_id(stream_id)
-            self.last_peer_id = stream_id
             self._stream_error(stream_id, frames.PROTOCOL_ERROR)
             return
         except HeaderListTooLarge:
-            self._check_id(stream_id)
-            self.last_peer_id = stream_id
             self._refuse_large(stream_id, end)
             return
-        if stream_id <= self.last_peer_id or not stream_id & 1:
-            if stream_id in self.resets:
-                self.take_control("late HEADERS")
-                return
-            self._check_id(stream_id)
-        self.last_peer_id = stream_id
         if stream_id > self._last_served or len(self.streams) >= self.limits.max_streams:
             self._stream_error(stream_id, frames.REFUSED_STREAM)
             return
@@ -109,12 +107,16 @@ class ServerConnection(Connection):
         self.streams[stream_id] = stream
         self.accept(stream, head, rest, end)
 
-    def _check_id(self, stream_id: int) -> None:
+    def _on_old_block(self, stream_id: int, block: bytes) -> None:
+        """A block on a stream that can no longer be opened: harmless only where our reset was on its way."""
+        if stream_id in self.resets:
+            self.parse_stray(block)
+            self.take_control("late HEADERS")
+            return
         if not stream_id & 1:
             raise Fault(frames.PROTOCOL_ERROR, f"HEADERS on stream {stream_id}: a client's ids are odd")
-        if stream_id <= self.last_peer_id:
-            code = frames.STREAM_CLOSED if stream_id in self.recent else frames.PROTOCOL_ERROR
-            raise Fault(code, f"HEADERS on stream {stream_id}, which is closed")
+        code = frames.STREAM_CLOSED if stream_id in self.recent else frames.PROTOCOL_ERROR
+        raise Fault(code, f"HEADERS on stream {stream_id}, which is closed")
 
     def _refuse_large(self, stream_id: int, end: bool) -> None:
         block = self.encoder.encode(_TOO_LARGE.response_fields())

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from outrider_http2.base import nowhere
 from outrider_http2.connection import Connection
 from outrider_http2.head import Heads
 from outrider_http2.limits import Limits
@@ -48,13 +49,15 @@ class Reactor:
     def _tick(self) -> None:
         now = clock()
         self.turn.begin()
-        for shell in list(self.shells):
-            shell.conn.tick(now)
-        self.turn.end()
+        try:
+            for shell in list(self.shells):
+                shell.conn.tick(now)
+        finally:  # what goes wrong with one connection must not stop the clock of all
+            self.turn.end()
+            self._ticking = self.loop.call_later(_TICK_S, self._tick) if self.shells else None
         for shell in list(self.shells):
             if shell.conn.failed is not None:
                 shell.finish()
-        self._ticking = self.loop.call_later(_TICK_S, self._tick) if self.shells else None
 
     async def close(self) -> None:
         """Close every socket and wait until the loop has let go of them."""
@@ -177,13 +180,26 @@ class Shell(asyncio.Protocol):
         if transport is None or self._finishing is not None or transport.is_closing():
             return
         self.conn.flush()
-        self._finishing = self.reactor.loop.call_later(_LINGER_S, self.close)
+        self._linger(transport.get_write_buffer_size())
         if transport.can_write_eof():
             # Closing with unread input would turn into a TCP reset, which may overtake the GOAWAY.
             transport.write_eof()
-            transport.resume_reading() if not transport.is_reading() else None
+            self.conn.write_out = nowhere  # a peer that goes on talking provokes no more answers
+            if not transport.is_reading():
+                transport.resume_reading()
         else:
             transport.close()
+
+    def _linger(self, unsent_bytes: int) -> None:
+        self._finishing = self.reactor.loop.call_later(_LINGER_S, self._end_linger, unsent_bytes)
+
+    def _end_linger(self, unsent_bytes: int) -> None:
+        """Wait on for as long as a peer that has done no wrong takes what is written; then close, read or not."""
+        left_bytes = self.transport.get_write_buffer_size()
+        if 0 < left_bytes < unsent_bytes and self.conn.failed is None:
+            self._linger(left_bytes)
+        else:
+            self.transport.abort()
 
     def close(self) -> None:
         """Close the socket after what is written."""

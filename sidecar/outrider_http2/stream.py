@@ -1,6 +1,7 @@
 """One HTTP/2 stream: its two half-closed flags, its windows, and the bytes that wait for window or socket.
 
-Always holds: bytes leave in order; `queue` is None exactly when nothing waits; credit goes back to the peer only by
+Always holds: bytes leave in order; `queue` is None exactly when nothing waits, and what waits begins with bytes, never
+with an empty end or trailers; nothing leaves after the end of this side; credit goes back to the peer only by
 `credit`, so the holder of the stream decides how much the peer may send; a handler hears of the end once.
 
 Deliberately not here: parsing, and anything about messages.
@@ -17,6 +18,9 @@ from outrider_http2.head import Head, Rest
 
 if TYPE_CHECKING:
     from outrider_http2.connection import Connection
+
+
+SHUT = -(1 << 40)  # the window of a side that has ended: no credit opens it
 
 
 class Handler(Protocol):
@@ -52,6 +56,7 @@ class Stream:
         "recv_window",
         "remote_closed",
         "remote_head",
+        "send_top",
         "send_window",
     )
 
@@ -59,7 +64,7 @@ class Stream:
         self.conn = conn
         self.id = stream_id
         self.handler = handler
-        self.send_window = conn.peer_stream_window
+        self.send_window = self.send_top = conn.peer_stream_window  # now, and the most there was
         self.recv_window = conn.stream_window
         self.credit_due = 0  # taken bytes not yet announced to the peer
         self.queue: deque[tuple] | None = None  # (data, end) or (None, block)
@@ -73,6 +78,8 @@ class Stream:
 
     def send_head(self, head: Head, extra: bytes = b"", end: bool = False) -> None:
         """The block of a head plus ready literals. Never waits: it comes first."""
+        if self.local_closed:
+            return
         conn = self.conn
         block = conn.blocks.get(head)
         if block is None:
@@ -97,7 +104,7 @@ class Stream:
             and size <= conn.send_window
             and size <= conn.max_send_frame
             and not conn.paused
-        ):
+        ) or (not size and self.queue is None and not self.local_closed):  # an empty frame needs no window
             if not conn.out:
                 conn.turn.add(conn)
             conn.out += (pack_head(size << 8, 1 if end else 0, self.id), data)
@@ -106,13 +113,19 @@ class Stream:
             if end:
                 self._close_local()
         elif not self.local_closed:
-            self._wait((data, end), size)
+            most = conn.max_send_frame
+            for at in range(0, size - most, most):  # whole frames: a part of one is all that is ever copied twice
+                self._wait((data[at : at + most], False), most)
+            last = data[(size - 1) // most * most :] if size > most else data
+            self._wait((last, end), len(last))
             self.pump()
 
     def send_tail(self, head: Head, extra: bytes = b"") -> None:
         """Trailers; they leave after all queued data and close this side."""
         if self.queue is not None:
             self._wait((None, head, extra), 0)  # encoded when it leaves: tables move in the order of the wire
+            return
+        if self.local_closed:
             return
         conn = self.conn
         block = conn.blocks.get(head)
@@ -131,16 +144,20 @@ class Stream:
         """RST_STREAM now; queued bytes are dropped and the handler hears nothing more."""
         conn = self.conn
         if conn.streams.get(self.id) is self:
+            self.handler = None  # should this very frame be one too many and end the connection
             conn.write_control(frames.rst_stream(self.id, code))
             conn.mark_reset(self.id)
             conn.forget(self)
 
     def _close_local(self) -> None:
         self.local_closed = True
+        self.send_window = SHUT
         if self.remote_closed:
             self.conn.forget(self)
 
     def _wait(self, item: tuple, size: int) -> None:
+        if self.local_closed:
+            return  # cut by the ledger between two parts
         if self.queue is None:
             self.queue = deque()
             self.conn.blocked[self] = None
@@ -165,6 +182,8 @@ class Stream:
             size = len(data)
             room = min(self.send_window, conn.send_window, conn.max_send_frame, max_bytes - sent)
             if size and room <= 0:
+                if self.send_window <= 0:
+                    conn.blocked.pop(self, None)  # only its own window can set it going again
                 break
             if size > room:
                 part, end = data[:room], False
@@ -199,6 +218,13 @@ class Stream:
         self.conn.blocked.pop(self, None)
         self.conn.ledger.stalled.pop(self, None)
 
+    def cut(self) -> None:
+        """The process holds too much and this stream has been stalled longest: reset it, and tell its handler."""
+        handler = self.handler
+        self.reset(frames.ENHANCE_YOUR_CALM)
+        if handler is not None:
+            handler.on_reset(self, frames.ENHANCE_YOUR_CALM, True)
+
     def drop_queue(self) -> None:
         """Forget all queued bytes, as when the stream ends early."""
         if self.queue is not None:
@@ -223,34 +249,37 @@ class Stream:
             self.credit_due = due
 
 
+class Holder(Protocol):
+    """Whoever holds bytes for somebody who does not take them."""
+
+    def cut(self) -> None:
+        """Let go of them at once: the process holds too much."""
+        ...
+
+
 class Ledger:
-    """Bytes held in the queues of all streams of a process; past the cap the longest-stalled stream is reset."""
+    """Bytes held for slow peers by a whole process; past the cap the longest-stalled holder is cut."""
 
     __slots__ = ("cap_bytes", "cut", "held_bytes", "stalled")
 
     def __init__(self, cap_bytes: int = 64 * 1024 * 1024):
         self.cap_bytes = cap_bytes
         self.held_bytes = 0
-        self.stalled: dict[Stream, None] = {}  # oldest stall first
-        self.cut = 0  # streams reset for the cap
+        self.stalled: dict[Any, None] = {}  # holders, the oldest stall first
+        self.cut = 0  # holders cut
 
     def hold(self, size: int) -> None:
         self.held_bytes += size
         while self.held_bytes > self.cap_bytes and self.stalled:
-            stream = next(iter(self.stalled))
-            handler = stream.handler
-            before = self.held_bytes
-            stream.reset(frames.ENHANCE_YOUR_CALM)
+            holder = next(iter(self.stalled))
+            del self.stalled[holder]
             self.cut += 1
-            if handler is not None:
-                handler.on_reset(stream, frames.ENHANCE_YOUR_CALM, True)
-            if self.held_bytes >= before:
-                break
+            holder.cut()
 
     def release(self, size: int) -> None:
         self.held_bytes -= size
 
-    def moved(self, stream: Stream) -> None:
-        """A stalled stream made progress: it is now the one that stalled last."""
-        self.stalled.pop(stream, None)
-        self.stalled[stream] = None
+    def moved(self, holder: Holder) -> None:
+        """A stalled holder made progress: it is now the one that stalled last."""
+        self.stalled.pop(holder, None)
+        self.stalled[holder] = None

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from outrider_http2.connection import Connection
+    from outrider_http2.base import Base
 
 
 class Turn:
@@ -17,11 +17,11 @@ class Turn:
 
     def __init__(self, call_soon: Callable[[Callable[[], None]], object]):
         self._call_soon = call_soon
-        self._dirty: list[Connection] = []
+        self._dirty: list[Base] = []
         self._deep = False
         self._later = False
 
-    def add(self, conn: Connection) -> None:
+    def add(self, conn: Base) -> None:
         """A connection's output has become non-empty."""
         self._dirty.append(conn)
         if not self._deep and not self._later:

@@ -207,7 +207,17 @@ class Sidecar:
         epoch = self.runtime.epochs.bump(self.runtime.wall_clock(), agent, tenant, tag)
         if self._cache_file is not None:
             self._cache_file.save_epochs()
+        self._forget(agent, tenant, tag)
         return epoch
+
+    def _forget(self, agent: str, tenant: str, tag: str) -> None:
+        """Free what a purge made unreachable, where that is known without a search."""
+        for agent_id, state in self.runtime.agents.items():
+            if state.cache is not None and agent in ("", agent_id) and not tenant:
+                if tag:
+                    state.cache.store.purge_tag(tag)
+                else:
+                    state.cache.store.clear()
 
     def on_hangup(self) -> None:
         """SIGHUP."""

@@ -1,10 +1,9 @@
 """A call: one incoming stream, the steps it runs through, and the reply on its way back.
 
 Always holds: steps run in order and a parked call runs nothing until `resume`; the reply's head, data and tail leave
-in that order and the call ends exactly once; `on_done` callbacks run last-in-first-out, once, whatever the end was;
-request bytes not yet taken by an attempt are bounded and not credited to the caller.
+in that order and the call ends exactly once; `on_done` callbacks run last-in-first-out, once, whatever the end was.
 
-Deliberately not here: which steps there are (`stack`), upstream tries (`attempt`).
+Deliberately not here: which steps there are (`stack`), request bytes (`request`), upstream tries (`attempt`).
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from outrider_http2 import frames
 from outrider_http2.head import Head, Rest
 from outrider_http2.hpack import literal
 from outrider_sidecar.core import errors
+from outrider_sidecar.core.request import Request
 
 if TYPE_CHECKING:
     from outrider_http2.stream import Stream
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 Step = Callable[["Call"], Any]
 
-BODY_BYTES_UNCOUNTED = 16 * 1024  # smaller bodies are bounded by the number of streams
 CLIENT = "client"  # `ended_by` of calls their caller cancelled
 
 
@@ -46,45 +45,32 @@ def _timeout_literal(left_us: int) -> bytes:
     return _TIMEOUT_PREFIX[len(value)] + value
 
 
-class Call:
+class Call(Request):
     """See the module. `down` is a stream, or anything with its sending half; `route` is set by the identify step."""
 
     __slots__ = (
         "adapter",
         "at",
-        "attempt",
         "attempts",
-        "body",
-        "body_bytes",
-        "body_limit",
-        "body_waiter",
         "cache_tier",
         "cache_verdict",
         "connect_s",
         "deadline",
         "done",
-        "down",
         "ended_by",
         "first_byte_at",
         "forward",
-        "head",
-        "held_bytes",
         "hedges",
         "ids",
         "live",
         "message",
         "notes",
-        "over",
         "payload",
         "reader",
         "replied",
         "reply_bytes",
-        "request_bytes",
-        "request_ended",
-        "rest",
         "retrier",
         "route",
-        "runtime",
         "snapshot",
         "stages",
         "started_at",
@@ -92,33 +78,21 @@ class Call:
         "status",
         "steps",
         "tail_extra",
+        "tap",
         "timer",
         "tokens",
         "trace",
         "tried",
-        "uncredited",
     )
 
     def __init__(self, runtime: Runtime, snapshot: Snapshot, down: Any, head: Head, rest: Rest, ended: bool, now: float):
-        self.runtime = runtime
+        super().__init__(runtime, down, head, rest, ended)
         self.snapshot = snapshot
-        self.down = down
-        self.head = head
-        self.rest = rest
         self.started_at = now
         self.started_ns = time.time_ns()
         self.steps: tuple[Step, ...] = snapshot.steps
         self.at = 0
         self.route: Route = None  # type: ignore[assignment]  # set by identify before any other step reads it
-        self.request_ended = ended
-        self.request_bytes = 0
-        self.body: list[bytes] | None = []  # what a (further) attempt sends; None: it cannot be replayed
-        self.body_bytes = 0
-        self.body_limit = runtime.replay_bytes
-        self.body_waiter: Step | None = None
-        self.held_bytes = 0
-        self.uncredited = 0
-        self.attempt: Attempt | None = None  # the one that takes live request data
         self.hedges: list[Attempt] | None = None
         self.tried: list[Any] = []  # endpoints of attempts so far
         self.attempts: list[tuple] | None = None  # facts of ended attempts, for the span
@@ -135,6 +109,7 @@ class Call:
         self.payload: RequestFacts | None = None
         self.tokens: ReplyFacts | None = None
         self.stages: list[Stage] | None = None
+        self.tap: Any = None  # the flight that listens to this reply
         self.connect_s = 0.0  # waited for connections
         self.cache_verdict = ""
         self.cache_tier = ""
@@ -142,7 +117,6 @@ class Call:
         self.replied = False
         self.first_byte_at = 0.0
         self.reply_bytes = 0
-        self.over = False
         self.status = -1
         self.message = ""
         self.ended_by = ""
@@ -161,7 +135,9 @@ class Call:
             if self.steps[at](self):
                 return
 
-    resume = run
+    def resume(self) -> None:
+        """Go on after a step has parked the call."""
+        self.run()
 
     def on_done(self, callback: Callable[[Call], Any]) -> None:
         """Register what must happen exactly once when the call is over."""
@@ -185,116 +161,55 @@ class Call:
         self.deadline = when
         self.timer = self.runtime.wheel.at(when, self.expire) if when else None
 
-    def detach(self, down: Any, at: int) -> Call:
-        """A call of its own for the same request, whose reply goes to `down`; it continues at step `at`.
-
-        It takes over what was kept of the request body.
-        """
+    def detach(self, down: Any) -> Call:
+        """A call of its own for the same request, whose reply goes to `down`; it continues at the same step."""
         call = Call(self.runtime, self.snapshot, down, self.head, self.rest, True, self.runtime.clock())
         call.route = self.route
-        call.steps = self.route.steps
-        call.at = at
+        call.steps = self.steps
+        call.at = self.at
         call.forward = self.forward
-        call.body = self.body if self.body is not None else []
+        call.body = list(self.body) if self.body is not None else None
         call.body_bytes = self.body_bytes
-        call.request_bytes = self.request_bytes
-        call.adapter, self.adapter = self.adapter, None
-        call.payload = self.payload
         call.body_limit = max(call.body_limit, self.body_bytes)
+        call.request_bytes = self.request_bytes
+        call.adapter = self.adapter
+        call.payload = self.payload
+        return call
+
+    def hand_over(self, down: Any) -> Call:
+        """Everything under way goes to a call of its own, except the caller and the span, which end here."""
+        call = self.detach(down)
+        call.done = self.done[1:]  # all but the outermost: the record of this call
+        self.done = self.done[:1]
         if self.held_bytes:
             call.held_bytes, self.held_bytes = self.held_bytes, 0
             self.runtime.ledger.stalled.pop(self, None)
             self.runtime.ledger.stalled[call] = None
-        self.body = None
+        call.tried = self.tried
+        call.attempts = self.attempts
+        call.retrier = self.retrier
+        call.live, self.live = self.live, 0
+        call.replied = self.replied
+        call.first_byte_at = self.first_byte_at
+        call.reader = self.reader
+        self.reader = None
+        call.attempt, self.attempt = self.attempt, None
+        call.hedges, self.hedges = self.hedges, None
+        if call.attempt is not None:
+            call.attempt.call = call
+        for hedge in call.hedges or ():
+            hedge.call = call
         return call
 
-    # -- the request -----------------------------------------------------------------------------------------------
+    def leave_flight(self) -> None:
+        """If others wait for this call's reply, hand its work over to them."""
+        if self.tap is not None:
+            self.tap.leader_leaves(self)
 
-    def want_body(self, limit: int, then: Step) -> bool:
-        """Call `then(call)` when the whole request is here or more than `limit` bytes are; True while it must wait.
-
-        While waiting, what has come is credited, so that `limit` may exceed the stream's window.
-        """
-        if self.request_ended or self.body_bytes > limit:
-            return False
-        self.body_limit = max(limit, self.body_limit)
-        self.body_waiter = then
-        self._credit_all()
-        return True
-
-    def on_data(self, stream: Stream, data: bytes, end: bool) -> None:
-        size = len(data)
-        if end:
-            self.request_ended = True
-        if self.over:
-            self.down.credit(size)
-            return
-        self.request_bytes += size
-        attempt = self.attempt
-        if self.body is not None:
-            self._keep(data, size)
-        if attempt is not None:
-            up = attempt.stream
-            self.uncredited += size
-            if up is not None:
-                up.send_data(data, end)
-                if up.queue is None:
-                    self._credit_all()
-            return
-        waiter = self.body_waiter
-        if waiter is None:
-            self.uncredited += size
-        else:
-            self.down.credit(size)
-            if end or self.body_bytes > self.body_limit:
-                self.body_waiter = None
-                if not waiter(self):
-                    self.run()
-
-    def on_tail(self, stream: Stream, head: Head, rest: Rest) -> None:
-        """Request trailers: gRPC has none, so they only end the request."""
-        self.on_data(stream, b"", True)
-
-    def _keep(self, data: bytes, size: int) -> None:
-        total = self.body_bytes + size
-        if total > self.body_limit and self.attempt is not None:
-            self.drop_body()
-            return
-        self.body.append(data)  # type: ignore[union-attr]
-        self.body_bytes = total
-        if total > BODY_BYTES_UNCOUNTED:
-            ledger = self.runtime.ledger
-            if not self.held_bytes:
-                ledger.stalled[self] = None
-            self.held_bytes += size
-            ledger.hold(size)
-
-    def drop_body(self) -> None:
-        """No further attempt will be made: forget what was kept for one."""
-        self.body = None
-        if self.held_bytes:
-            self.runtime.ledger.release(self.held_bytes)
-            self.runtime.ledger.stalled.pop(self, None)
-            self.held_bytes = 0
-
-    def cut(self) -> None:
-        """The process holds too much and this call has held its share longest."""
-        self.fail(errors.RESOURCE_EXHAUSTED, "the sidecar's limit of held bytes is reached (limits.held_bytes)")
-
-    def _credit_all(self) -> None:
-        owed = self.uncredited
-        if owed:
-            self.uncredited = 0
-            self.down.credit(owed)
-
-    def request_taken(self, size: int, all_taken: bool) -> None:
-        """An attempt's upstream took queued request bytes."""
-        if all_taken:
-            self._credit_all()
-        else:
-            size = min(size, self.uncredited)
-            self.uncredited -= size
-            self.down.credit(size)
+    def go_on(self) -> None:
+        """After a hand-over: if the work stood between two attempts, make the next one now."""
+        if self.attempt is None and not self.over and self.tried:
+            self.steps[-1](self)
 
     def upstream_extra(self) -> bytes:
         """Literals for the next attempt's head: what is left of the deadline, trace context, this call's own fields."""
@@ -317,6 +232,8 @@ class Call:
         if self.stages is not None:
             for stage in self.stages:
                 stage.head(head)
+        if self.tap is not None:
+            self.tap.on_head(head, extra)
         self.down.send_head(head, self.ids + extra)
 
     def reply_data(self, data: bytes) -> bool:
@@ -325,6 +242,9 @@ class Call:
             self.first_byte_at = self.runtime.clock()
         if self.reader is not None:
             self.reader.feed(data)
+        tap = self.tap
+        if tap is not None:
+            tap.on_data(data)
         if self.stages is not None:
             for stage in self.stages:
                 data = stage.feed(data)
@@ -333,6 +253,8 @@ class Call:
         self.reply_bytes += len(data)
         down = self.down
         down.send_data(data)
+        if tap is not None:
+            return (down.queue is None or tap.runs_ahead) and not tap.holds_back
         return down.queue is None
 
     def reply_tail(self, head: Head, extra: bytes, status: int) -> None:
@@ -342,6 +264,7 @@ class Call:
             self.drop_body()
         if self.reader is not None:
             self.tokens = self.reader.facts()
+        tap, self.tap = self.tap, None
         if self.stages is not None and not head.status:
             self._flush_stages(status)
         if head.status:
@@ -351,6 +274,8 @@ class Call:
         if not self.request_ended and down.queue is None:
             down.reset(frames.NO_ERROR)  # the reply is whole: the caller need not send the remainder
         self.finish(status)
+        if tap is not None:
+            tap.on_tail(head, extra, status)
 
     def _flush_stages(self, status: int) -> None:
         data = b""
@@ -409,10 +334,11 @@ class Call:
             for hedge in hedges:
                 hedge.abort()
 
-    def on_reset(self, stream: Stream, code: int, processed: bool) -> None:
+    def on_reset(self, stream: Stream | None, code: int, processed: bool) -> None:
         """The caller is gone or has cancelled."""
         if self.over:
             return
+        self.leave_flight()
         self.ended_by = CLIENT
         self.message = f"cancelled by the caller ({frames.error_name(code)})"
         self.abort_attempts()
@@ -422,7 +348,8 @@ class Call:
         """The caller took queued reply bytes."""
         attempt = self.attempt
         if attempt is not None:
-            attempt.reply_taken(sent_bytes, stream.queue is None)
+            if self.tap is None or not self.tap.holds_back:
+                attempt.reply_taken(sent_bytes, stream.queue is None)
         elif self.over and stream.queue is None and not self.request_ended:
             stream.reset(frames.NO_ERROR)
 
@@ -430,6 +357,7 @@ class Call:
         """The deadline has passed."""
         if not self.over:
             self.ended_by = "deadline"
+            self.leave_flight()
             waited_ms = (self.runtime.clock() - self.started_at) * 1e3
             where = "" if self.live else ", before an endpoint was reached"
             self.fail(errors.DEADLINE_EXCEEDED, f"deadline exceeded after {waited_ms:.0f} ms{where}")
@@ -450,4 +378,4 @@ class Call:
         while done:
             done.pop()(self)
         self.runtime.calls.discard(self)
-        self._credit_all()
+        self.credit_all()

@@ -39,7 +39,8 @@ def head_weight(*blocks: Iterable[tuple[bytes, bytes]]) -> int:
 class Entry:
     """A complete reply under its key.
 
-    `head` and `trailers` are the caller's objects and never looked into; `head_bytes` is their weight (`head_weight`).
+    `head` and `trailers` are the caller's objects and never looked into; `head_bytes` is what this entry alone keeps
+    alive of them: 0 where they are interned, else `head_weight`.
     `chunks` are DATA payloads as received, `gaps_ms[i]` the pause before chunk i (empty: nothing to pace).
     `tokens` are (input, output) of the reply that was paid for. The four times and `uses` are the cache's to write.
     """

@@ -8,6 +8,7 @@ Deliberately not here: the text format (`edge.exposition`).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 Labels = tuple[str, ...]  # label values, in the order of the family's label names
@@ -30,4 +31,4 @@ class HistogramFamily(NamedTuple):
     help: str
     labels: tuple[str, ...]
     bounds: tuple[str, ...]  # "le" as exposed, "+Inf" last
-    samples: list[tuple[Labels, list[int], float]]
+    samples: Iterable[tuple[Labels, list[int], float]]  # may be read once only

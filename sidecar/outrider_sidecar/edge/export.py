@@ -39,6 +39,7 @@ class Answer(NamedTuple):
     message: bytes = b""  # ExportTraceServiceResponse when the status is OK
     details: bytes = b""  # decoded grpc-status-details-bin, when there is one
     pushback_ms: int | None = None  # grpc-retry-pushback-ms, when there is one; negative: do not retry
+    text: str = ""  # grpc-message, for the log
 
 
 Send = Callable[[bytes], Awaitable[Answer]]
@@ -129,7 +130,8 @@ class Collector:
         if answer.pushback_ms is not None:
             delay_s = answer.pushback_ms / 1e3
         self.queue.failed(loop.time(), answer.status, delay_s)
-        self._report(f"failed with {errors.NAMES[answer.status] if 0 <= answer.status <= 16 else answer.status}")
+        name = errors.NAMES[answer.status] if 0 <= answer.status <= 16 else str(answer.status)
+        self._report(f"failed with {name}{f': {answer.text[:200]!r}' if answer.text else ''}")
 
     def _report(self, failure: str) -> None:
         """Log changes only: a collector that stays down says so once."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 from outrider_sidecar.core.metric import Family, HistogramFamily
@@ -47,12 +48,12 @@ def _slices(families: Iterable[AnyFamily], encode: Callable[[Any], bytes], ends:
     yield encode(process).removesuffix(_END)
     for family in families:
         step = max(1, SLICE_LINES // (len(family.bounds) + 2 if isinstance(family, HistogramFamily) else 1))
-        samples = list(family.samples)
-        for start in range(0, max(1, len(samples)), step):
-            text = encode(_Part(family, samples[start : start + step])).removesuffix(_END)
-            if start:  # HELP and TYPE of the family are out already
-                text = text.split(b"\n", 2)[2]
-            yield text
+        samples = iter(family.samples)
+        first = True
+        while (part := list(islice(samples, step))) or first:
+            text = encode(_Part(family, part)).removesuffix(_END)
+            yield text if first else text.split(b"\n", 2)[2]  # HELP and TYPE of the family are out already
+            first = False
     if ends:
         yield _END
 

@@ -23,6 +23,7 @@ MAX_HEAD_BYTES = 16 * 1024
 MAX_BODY_BYTES = 64 * 1024
 MAX_CONNECTIONS = 64
 REQUEST_TIMEOUT_S = 10.0  # from a connection's first byte, or the answer before, to the end of the request
+LINGER_S = 1.0  # for a refused caller to take the answer and close
 ANSWER_TIMEOUT_S = 30.0  # for the answer to be made and taken
 
 
@@ -78,6 +79,7 @@ class _Connection(asyncio.Protocol):
         self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._request: h11.Request | None = None
         self._body = bytearray()
+        self._refused = False  # answered for good: what still arrives is thrown away
         self._last = False  # the caller has closed its side: no further request can come
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -99,7 +101,7 @@ class _Connection(asyncio.Protocol):
             self._task.cancel()
 
     def data_received(self, data: bytes) -> None:
-        if self._transport.is_closing():
+        if self._refused or self._transport.is_closing():
             return
         self._h11.receive_data(data)
         if self._task is None:
@@ -175,10 +177,14 @@ class _Connection(asyncio.Protocol):
         self._advance()  # a pipelined request may be there already
 
     def _refuse(self, status: int, text: str) -> None:
-        self._arm(ANSWER_TIMEOUT_S)
-        if self._h11.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            self._respond(self._server.refuse(status, text), last=True)
-        self._transport.close()
+        """Answer, and close once the caller has: to close on unread bytes would reset the answer away."""
+        self._refused = True
+        if self._h11.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self._transport.close()
+            return
+        self._respond(self._server.refuse(status, text), last=True)
+        self._transport.write_eof()
+        self._arm(LINGER_S)
 
     def _respond(self, response: Response, last: bool = False) -> None:
         headers = [

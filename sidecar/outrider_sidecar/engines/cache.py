@@ -167,6 +167,7 @@ class Cache:
         if (
             now >= entry.stale_until
             or entry.stored_at > now + _CLOCK_SLACK_S
+            or entry.tier not in self.by_tier
             or entry.key in self._store
             or entry.weight_bytes > self.max_object_bytes
             or self.size_bytes + entry.weight_bytes > self.max_bytes

@@ -35,11 +35,14 @@ def cache_key(
     digest: bytes,
     seed: int = 0,
 ) -> bytes:
-    """16 bytes. `user_or_scope` is the user id, or empty where policy says `cache_scope: tenant`."""
-    agent = agent_id.encode()
-    tenant_id = tenant.encode()
-    user = user_or_scope.encode()
-    group = variant.encode()
+    """16 bytes. `user_or_scope` is the user id, or empty where policy says `cache_scope: tenant`.
+
+    Names from metadata that are not UTF-8 come decoded with "surrogateescape": they keep their own keys.
+    """
+    agent = agent_id.encode("utf-8", "surrogateescape")
+    tenant_id = tenant.encode("utf-8", "surrogateescape")
+    user = user_or_scope.encode("utf-8", "surrogateescape")
+    group = variant.encode("utf-8", "surrogateescape")
     lengths = _LENGTHS.pack(
         len(schema),
         len(agent),

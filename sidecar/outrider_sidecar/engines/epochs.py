@@ -14,11 +14,14 @@ the state cannot be read back, start with `floor=int(now * 1000)`: nothing store
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 _MAX_VALUE = (1 << 63) - 1
 _MAX_NAME_CHARS = 1_024
 _MEMO_PARTS = 1_024
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 Scope = tuple[str, str, str]  # agent, tenant, tag; an empty one covers all
 
@@ -45,8 +48,8 @@ class Epochs:
 
     def bump(self, now: float, agent: str = "", tenant: str = "", tag: str = "") -> int:
         """Orphan what the scope covers; the scope's new value. `now` is unix seconds."""
-        if max(len(agent), len(tenant), len(tag)) > _MAX_NAME_CHARS:
-            raise ValueError(f"agent, tenant and tag have at most {_MAX_NAME_CHARS} characters")
+        if not all(map(_is_name, (agent, tenant, tag))):
+            raise ValueError(f"agent, tenant and tag are Unicode of at most {_MAX_NAME_CHARS} characters")
         value = self._clock = max(self._clock + 1, int(now * 1000))
         self._memo = {}
         scope = (agent, tenant, tag)
@@ -114,12 +117,17 @@ def _checked(exported: Any) -> tuple[int, dict[Scope, int]]:
         counters: dict[Scope, int] = {}
         for agent, tenant, tag, value in exported["counters"]:
             for name in (agent, tenant, tag):
-                if not isinstance(name, str) or len(name) > _MAX_NAME_CHARS:
+                if not _is_name(name):
                     raise ValueError(f"{name!r} is no name")
             counters[agent, tenant, tag] = _value(value)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"epochs are malformed: {error}") from error
     return floor, counters
+
+
+def _is_name(name: Any) -> bool:
+    # A lone surrogate could be bumped but not written to disk.
+    return isinstance(name, str) and len(name) <= _MAX_NAME_CHARS and not _SURROGATE.search(name)
 
 
 def _value(value: Any) -> int:

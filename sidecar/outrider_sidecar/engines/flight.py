@@ -1,18 +1,18 @@
 """Single-flight: one upstream call for all concurrent callers of the same key.
 
-The flight is a detached call that runs the steps below the cache; its callers are readers of what it brings. Always
-holds: a reader that leaves (cancelled, out of time) disturbs nobody, and the last one leaving cancels the flight; a
-late reader gets everything from the first byte on; DEADLINE_EXCEEDED, CANCELLED and RESOURCE_EXHAUSTED are not shared
-among several readers: those still there start again once. What is kept for late readers is bounded by `max_bytes`;
-past it nobody joins, the slowest reader sets the pace and readers stalled for `STALL_S` are cut.
+The first caller leads: its call runs on and the flight listens to its reply. Later callers are followers. Always
+holds: a follower that leaves disturbs nobody; when the leader leaves (cancelled, out of time) while others wait, its
+work is handed over to a call of its own, which the last follower leaving cancels; a late follower gets everything
+from the first byte on; DEADLINE_EXCEEDED, CANCELLED and RESOURCE_EXHAUSTED are not shared: the first follower leads
+again. What is kept is bounded by `max_bytes`; past it nobody joins, the slowest sets the pace, and followers stalled
+for `STALL_S` are cut.
 
-Deliberately not here: keys and storing (the cache filter).
+Deliberately not here: keys and storing (the cache filter, which is the `owner`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from outrider_http2.head import Head
 from outrider_sidecar.core import errors
@@ -20,216 +20,247 @@ from outrider_sidecar.core.call import Call
 
 STALL_S = 10.0
 UNSHARED = frozenset({errors.DEADLINE_EXCEEDED, errors.CANCELLED, errors.RESOURCE_EXHAUSTED})
-MAX_ELECTIONS = 2
+MAX_ELECTIONS = 3
+_UNCOUNTED_BYTES = 64 * 1024  # smaller recordings are bounded by the number of calls in flight
 
 
-class Reader:
-    """A caller's place in a flight; to its call it looks like an attempt under way."""
+class Owner(Protocol):
+    """Who started the flight."""
 
-    __slots__ = ("call", "flight")
-    stream = None
+    def ended(self, flight: Flight, status: int) -> None:
+        """The reply is whole, or the flight is over without one."""
+        ...
+
+    def lead(self, call: Call, flight: Flight) -> Flight:
+        """A new flight for the same request, led by a call that followed the old one."""
+        ...
+
+
+class Nobody:
+    """The sending half of a call whose caller is gone or never was."""
+
+    queue = None
+    remote_closed = True
+
+    def send_head(self, head: Head, extra: bytes = b"", end: bool = False) -> None:
+        pass
+
+    def send_data(self, data: bytes, end: bool = False) -> None:
+        pass
+
+    def send_tail(self, head: Head, extra: bytes = b"") -> None:
+        pass
+
+    def credit(self, size: int) -> None:
+        pass
+
+    def reset(self, code: int) -> None:
+        pass
+
+
+NOBODY = Nobody()
+
+
+class Follower:
+    """A follower's place in a flight; to its call it looks like an attempt under way."""
 
     def __init__(self, flight: Flight, call: Call):
         self.flight = flight
         self.call = call
+        self.stream: Any = None  # requests are whole before they follow
 
     def abort(self) -> None:
         self.flight.leave(self.call)
 
     def reply_taken(self, size: int, all_taken: bool) -> None:
         if all_taken:
-            self.flight.reader_drained()
+            self.flight.drained()
 
 
 class Flight:
-    """The sending half the detached call answers into. `ended(flight, status)` is called once, on a whole reply."""
+    """What the leader's reply has brought so far, and who follows it."""
 
-    __slots__ = (
-        "call",
-        "chunks",
-        "elections",
-        "ended",
-        "gaps_ms",
-        "head",
-        "held_bytes",
-        "key",
-        "last_at",
-        "max_bytes",
-        "queue",
-        "readers",
-        "restart",
-        "size",
-        "stall",
-        "tail",
-    )
-
-    def __init__(
-        self,
-        key: bytes,
-        max_bytes: int,
-        ended: Callable[[Flight, int], Any],
-        restart: Callable[[Flight, list[Call]], Any],
-    ):
+    def __init__(self, key: bytes, max_bytes: int, owner: Owner, leader: Call, facts: Any, adapter: Any):
         self.key = key
         self.max_bytes = max_bytes
-        self.ended = ended
-        self.restart = restart
-        self.call: Call = None  # type: ignore[assignment]  # set by `launch`
-        self.readers: list[Call] = []
-        self.head: tuple[Head, bytes] | None = None
+        self.owner = owner
+        self.facts = facts  # of the request, for the owner
+        self.adapter = adapter
+        self.leader = leader
+        self.followers: list[Call] = []
+        self.head: Head | None = None
+        self.head_extra = b""
         self.chunks: list[bytes] | None = []  # None: no longer kept, nobody may join
         self.gaps_ms: list[int] = []
         self.size = 0
         self.held_bytes = 0
         self.last_at = 0.0
         self.tail: Head | None = None
-        self.queue: Any = None  # not None: readers must catch up first
+        self.over = False
         self.stall: Any = None
         self.elections = 0
+        leader.tap = self
 
-    # -- readers ---------------------------------------------------------------------------------------------------
+    # -- followers -------------------------------------------------------------------------------------------------
 
     @property
     def open(self) -> bool:
-        """Whether one more caller may join."""
-        return self.chunks is not None and self.tail is None
+        """Whether one more caller may follow."""
+        return self.chunks is not None and not self.over
 
     def join(self, call: Call) -> None:
-        """A caller becomes a reader and is given what has come so far."""
-        self.readers.append(call)
-        call.attempt = Reader(self, call)  # type: ignore[assignment]
+        """A caller follows and is given what has come so far."""
+        self.followers.append(call)
+        call.attempt = Follower(self, call)
         if self.head is not None:
-            call.reply_head(*self.head)
+            call.reply_head(self.head, self.head_extra)
             for chunk in self.chunks or ():
                 call.reply_data(chunk)
-        flight = self.call
-        if flight is not None and flight.deadline and (not call.deadline or call.deadline > flight.deadline):
-            flight.set_deadline(call.deadline)
+        leader = self.leader
+        if leader.down is NOBODY and leader.deadline and (not call.deadline or call.deadline > leader.deadline):
+            leader.set_deadline(call.deadline)
 
     def leave(self, call: Call) -> None:
-        """A reader is gone; the last one cancels the flight."""
-        if call in self.readers:
-            self.readers.remove(call)
-            if not self.readers and not self.call.over:
-                self.call.on_reset(None, 8, True)  # type: ignore[arg-type]
-                self.forget()
-                self.ended(self, errors.CANCELLED)
-            elif self.queue is not None:
-                self.reader_drained()
-
-    def reader_drained(self) -> None:
-        """A reader has caught up: go on when all have."""
-        if self.queue is None or any(reader.down.queue is not None for reader in self.readers):
+        """A follower is gone; without a leader's caller, the last one cancels the work."""
+        if call not in self.followers:
             return
-        self._unstall()
-        self.call.on_drain(self, 0)  # type: ignore[arg-type]
+        self.followers.remove(call)
+        if not self.followers and self.leader.down is NOBODY and not self.over and not self.leader.over:
+            self.leader.on_reset(None, 8, True)
+        else:
+            self.drained()
 
-    def _unstall(self) -> None:
-        self.queue = None
+    def leader_leaves(self, call: Call) -> None:
+        """The leader's caller is gone: if others wait, its work goes on without it."""
+        call.tap = None
+        if self.followers and not self.over:
+            heir = call.hand_over(NOBODY)
+            self.leader = heir
+            heir.tap = self
+            ends = [follower.deadline for follower in self.followers]
+            heir.set_deadline(0.0 if 0.0 in ends else max(ends))
+            heir.runtime.own_span(heir, call)
+            heir.go_on()
+        else:
+            self._end(errors.CANCELLED)
+
+    def drained(self) -> None:
+        """Somebody has caught up: the leader's endpoint may go on when all have."""
+        if self.holds_back:
+            return
         if self.stall is not None:
             self.stall.cancel()
             self.stall = None
+        leader = self.leader
+        if leader.attempt is not None and leader.down.queue is None:
+            leader.attempt.reply_taken(0, True)
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether a follower sets the pace now: past the recording, the slowest does."""
+        if self.chunks is not None or not self.followers:
+            return False
+        return any([follower.down.queue is not None for follower in self.followers])
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether the leader's own caller may lag: others wait, and what it misses is kept anyway."""
+        return self.chunks is not None and len(self.followers) > 0
 
     def _cut_stalled(self) -> None:
-        """Some readers hold up the others: cut them."""
+        """Followers that hold up the others are cut."""
         self.stall = None
-        stalled = [reader for reader in self.readers if reader.down.queue is not None]
-        if len(stalled) < len(self.readers):
-            for reader in stalled:
-                reader.fail(errors.RESOURCE_EXHAUSTED, "stalled while others read the same reply")
-        self.reader_drained()
+        for follower in [one for one in self.followers if one.down.queue is not None]:
+            follower.fail(errors.RESOURCE_EXHAUSTED, "stalled while others read the same reply")
+        self.drained()
 
-    # -- the sending half of the detached call ---------------------------------------------------------------------
+    # -- the leader's reply ----------------------------------------------------------------------------------------
 
-    def send_head(self, head: Head, extra: bytes = b"", end: bool = False) -> None:
-        if end:
-            self._finish(head, extra)
-            return
-        self.head = (head, extra)
-        self.last_at = self.call.runtime.clock()
-        for reader in self.readers:
-            reader.reply_head(head, extra)
+    def on_head(self, head: Head, extra: bytes) -> None:
+        self.head = head
+        self.head_extra = extra
+        self.last_at = self.leader.runtime.clock()
+        for follower in self.followers:
+            follower.reply_head(head, extra)
 
-    def send_data(self, data: bytes, end: bool = False) -> None:
+    def on_data(self, data: bytes) -> None:
         chunks = self.chunks
         if chunks is not None:
-            self._keep(chunks, data)
-        for reader in self.readers:
-            reader.reply_data(data)
-        if self.chunks is None and self.queue is None and any(r.down.queue is not None for r in self.readers):
-            self.queue = self.readers
-            runtime = self.call.runtime
-            self.stall = runtime.wheel.at(runtime.clock() + STALL_S, self._cut_stalled)
+            size = len(data)
+            self.size += size
+            if self.size > self.max_bytes:
+                self.forget()
+            elif size:
+                now = self.leader.runtime.clock()
+                self.gaps_ms.append(int((now - self.last_at) * 1e3))
+                self.last_at = now
+                chunks.append(data)
+                if self.size > _UNCOUNTED_BYTES:
+                    self._hold(size)
+        if self.followers:
+            for follower in list(self.followers):
+                follower.reply_data(data)
+            if self.stall is None and self.holds_back:
+                runtime = self.leader.runtime
+                self.stall = runtime.wheel.at(runtime.clock() + STALL_S, self._cut_stalled)
 
-    def _keep(self, chunks: list[bytes], data: bytes) -> None:
-        size = len(data)
-        self.size += size
-        if self.size > self.max_bytes:
-            self.forget()
-            return
-        if size:
-            now = self.call.runtime.clock()
-            self.gaps_ms.append(int((now - self.last_at) * 1e3))
-            self.last_at = now
-            chunks.append(data)
-            if self.size > 65_536:
-                ledger = self.call.runtime.ledger
-                if not self.held_bytes:
-                    ledger.stalled[self] = None
-                self.held_bytes += size
-                ledger.hold(size)
+    def _hold(self, size: int) -> None:
+        ledger = self.leader.runtime.ledger
+        if not self.held_bytes:
+            ledger.stalled[self] = None
+        self.held_bytes += size
+        ledger.hold(size)
 
     def forget(self) -> None:
         """Stop keeping what passes; nobody may join any more."""
         self.chunks = None
         if self.held_bytes:
-            ledger = self.call.runtime.ledger
+            ledger = self.leader.runtime.ledger
             ledger.stalled.pop(self, None)
             ledger.release(self.held_bytes)
             self.held_bytes = 0
 
-    cut = forget  # the process holds too much: this flight gives up its copy, not its readers
+    def cut(self) -> None:
+        """The process holds too much: this flight gives up its copy, not its callers."""
+        self.forget()
 
-    def send_tail(self, head: Head, extra: bytes = b"") -> None:
-        self._finish(head, extra)
-
-    def _finish(self, head: Head, extra: bytes) -> None:
-        status = errors.status_of(head)
-        if self.stall is not None:
-            self._unstall()
-        readers, self.readers = self.readers, []
-        if (
-            status in UNSHARED
-            and self.head is None
-            and len(readers) > 1
-            and self.elections < MAX_ELECTIONS
-            and self.call.ended_by != "restart"
-        ):
-            self.tail = head
-            self.forget()
-            self.ended(self, status)
-            self.restart(self, readers)
-            return
+    def on_tail(self, head: Head, extra: bytes, status: int) -> None:
+        """The leader's reply is over."""
         self.tail = head
-        message = self.call.message
-        self.readers = readers
-        self.ended(self, status)
-        self.readers = []
-        for reader in readers:
-            reader.attempt = None
-            reader.message = message
-            reader.reply_tail(head, extra, status)
+        followers, self.followers = self.followers, []
+        leader = self.leader
+        self._end(status)
+        if not followers:
+            return
+        if status in UNSHARED and self.head is None and self.elections < MAX_ELECTIONS:
+            self._elect(followers)
+            return
+        for follower in followers:
+            if not follower.over:
+                follower.attempt = None
+                follower.message = leader.message
+                follower.reply_tail(head, extra, status)
+
+    def _elect(self, followers: list[Call]) -> None:
+        """The failure was the leader's own: those still there start again."""
+        alive = [follower for follower in followers if not follower.over]
+        if not alive:
+            return
+        for follower in alive:
+            follower.attempt = None
+        flight = self.owner.lead(alive[0], self)
+        flight.elections = self.elections + 1
+        for follower in alive[1:]:
+            flight.join(follower)
+        alive[0].run()
+
+    def _end(self, status: int) -> None:
+        if self.over:
+            return
+        self.over = True
+        if self.stall is not None:
+            self.stall.cancel()
+            self.stall = None
+        self.owner.ended(self, status)
         if self.held_bytes:
             self.forget()
-
-    def reset(self, code: int) -> None:
-        """The detached call failed with bytes still waiting at readers."""
-        readers, self.readers = self.readers, []
-        self.forget()
-        self.ended(self, errors.INTERNAL)
-        for reader in readers:
-            reader.attempt = None
-            reader.fail(errors.UNAVAILABLE, self.call.message)
-
-    def credit(self, size: int) -> None:
-        """The request was whole before the flight began."""

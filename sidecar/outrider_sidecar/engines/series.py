@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable
+from itertools import accumulate
 
 from outrider_sidecar.core import errors
 from outrider_sidecar.core.metric import Family, HistogramFamily, Labels
@@ -29,6 +30,8 @@ BOUNDS_US = tuple(
 # What is exposed: every octave from 64 us to 268 s. They are bounds of ours too, so the exposed counts are exact.
 _EXPOSED = tuple((octave - _FIRST_OCTAVE) * _PER_OCTAVE for octave in range(6, 29))
 EXPOSED_BOUNDS_S = (*(f"{BOUNDS_US[index] / 1e6:.6f}".rstrip("0") for index in _EXPOSED), "+Inf")
+# For each bucket the exposed one it falls into; the overflow bucket is past the last bound.
+_SLOTS = tuple(bisect_left(_EXPOSED, bucket) for bucket in range(len(BOUNDS_US) + 1))
 
 Buckets = dict[int, int]  # bucket number -> count; sparse: a row meets a dozen of the 226
 Key = tuple[str, str, int, str, str]
@@ -141,7 +144,6 @@ class Series:
         Counters keep all five labels; histograms, 24 lines a sample, are summed to (agent, method, cache) and
         (agent, endpoint), which keeps a scrape short.
         """
-        names = ("agent", "method", "status", "cache", "endpoint")
         calls: list[tuple[Labels, float]] = []
         request_bytes: dict[Labels, float] = {}
         reply_bytes: dict[Labels, float] = {}
@@ -158,41 +160,15 @@ class Series:
                 endpoints.setdefault((agent_id, endpoint), _Sum()).add(row.buckets, row.total_us)
             if row.first_buckets:
                 firsts.setdefault((agent_id, method, cache), _Sum()).add(row.first_buckets, row.first_byte_us)
-        by_method_names = ("agent", "method")
+        received, answered = [*request_bytes.items()], [*reply_bytes.items()]
         return [
-            Family("outrider_calls", "counter", "Finished calls.", names, calls),
-            Family(
-                "outrider_request_bytes",
-                "counter",
-                "Message bytes from callers.",
-                by_method_names,
-                [*request_bytes.items()],
-            ),
-            Family(
-                "outrider_reply_bytes", "counter", "Message bytes to callers.", by_method_names, [*reply_bytes.items()]
-            ),
-            Family(
-                "outrider_tokens",
-                "counter",
-                "Model tokens, by kind.",
-                ("agent", "model", "kind"),
-                self._token_samples(),
-            ),
-            _histogram(
-                "outrider_call_duration_seconds", "Start to end of a call.", ("agent", "method", "cache"), durations
-            ),
-            _histogram(
-                "outrider_first_byte_seconds",
-                "Start of a call to the first byte of its reply.",
-                ("agent", "method", "cache"),
-                firsts,
-            ),
-            _histogram(
-                "outrider_endpoint_duration_seconds",
-                "Calls by the endpoint that answered.",
-                ("agent", "endpoint"),
-                endpoints,
-            ),
+            Family("outrider_calls", "counter", "Finished calls.", _LABELS, calls),
+            Family("outrider_request_bytes", "counter", "Message bytes from callers.", _LABELS[:2], received),
+            Family("outrider_reply_bytes", "counter", "Message bytes to callers.", _LABELS[:2], answered),
+            Family("outrider_tokens", "counter", "Model tokens.", ("agent", "model", "kind"), self._token_samples()),
+            _histogram("outrider_call_duration_seconds", "Start to end of a call.", _BY_CACHE, durations),
+            _histogram("outrider_first_byte_seconds", "Start to the first byte of the reply.", _BY_CACHE, firsts),
+            _histogram("outrider_endpoint_duration_seconds", "Calls by endpoint.", ("agent", "endpoint"), endpoints),
         ]
 
     def _token_samples(self) -> list[tuple[Labels, float]]:
@@ -204,6 +180,8 @@ class Series:
         ]
 
 
+_LABELS = ("agent", "method", "status", "cache", "endpoint")
+_BY_CACHE = ("agent", "method", "cache")
 _TOKEN_KINDS = ("input", "output", "cache_read", "cache_write", "saved")
 
 
@@ -220,7 +198,8 @@ class _Sum:
 
 
 def _histogram(name: str, text: str, labels: tuple[str, ...], sums: dict[Labels, _Sum]) -> HistogramFamily:
-    samples = [(values, cumulative(entry.buckets), entry.sum_us / 1e6) for values, entry in sums.items()]
+    # A generator over sums of its own: whoever renders it pays for each sample when it takes it.
+    samples = ((values, cumulative(entry.buckets), entry.sum_us / 1e6) for values, entry in sums.items())
     return HistogramFamily(name, text, labels, EXPOSED_BOUNDS_S, samples)
 
 
@@ -231,17 +210,10 @@ def add(into: Buckets, buckets: Buckets) -> None:
 
 def cumulative(buckets: Buckets) -> list[int]:
     """Counts at or below each of EXPOSED_BOUNDS_S."""
-    counts: list[int] = []
-    total = 0
-    ordered = sorted(buckets.items())
-    position = 0
-    for bound in _EXPOSED:
-        while position < len(ordered) and ordered[position][0] <= bound:
-            total += ordered[position][1]
-            position += 1
-        counts.append(total)
-    counts.append(sum(buckets.values()))
-    return counts
+    counts = [0] * len(EXPOSED_BOUNDS_S)
+    for bucket, count in buckets.items():
+        counts[_SLOTS[bucket]] += count
+    return list(accumulate(counts))
 
 
 def quantile_us(buckets: Buckets, share: float) -> float | None:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import msgpack
 from xxhash import xxh3_64_intdigest
 
-from outrider_sidecar.core.entry import Entry, Fields, head_weight
+from outrider_sidecar.core.entry import Entry, Fields
 
 SCHEMA_VERSION = 1
 _MAGIC = b"OUTRSNAP"
@@ -71,6 +71,7 @@ def encode_entry(agent_id: str, entry: Entry, fields_of: Callable[[Any], Fields]
             entry.tier,
             entry.tags,
             entry.tokens,
+            entry.weight_bytes,
         )
     )
     return _RECORD.pack(_MARK, len(payload), xxh3_64_intdigest(payload, seed)) + payload
@@ -199,15 +200,15 @@ class Decoder:
 def _unpack(
     payload: bytes, make_head: Callable[[Fields], Any], make_trailers: Callable[[Fields], Any]
 ) -> tuple[str, Entry]:
-    agent_id, key, head, chunks, gaps, trailers, *times, uses, tier, tags, tokens = msgpack.unpackb(
+    agent_id, key, head, chunks, gaps, trailers, *times, uses, tier, tags, tokens, weight = msgpack.unpackb(
         payload, use_list=False
-    )[:14]
+    )[:15]
     entry = Entry(
         key,
         make_head(head),
         chunks,
         make_trailers(trailers),
-        head_bytes=head_weight(head, trailers),
+        head_bytes=0,
         gaps_ms=gaps,
         tier=tier,
         tags=tags,
@@ -215,6 +216,7 @@ def _unpack(
     )
     entry.stored_at, entry.fresh_until, entry.stale_until, entry.used_at = times
     entry.uses = uses
+    entry.weight_bytes = max(entry.weight_bytes, weight)
     return agent_id, entry
 
 

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from outrider.policy import Agent
+from outrider.policy import Agent, Optimization
 from outrider_http2.hpack import literal
 from outrider_sidecar.core import errors
 from outrider_sidecar.core.call import Call, Step
-from outrider_sidecar.core.entry import Entry, head_weight
+from outrider_sidecar.core.entry import Entry
 from outrider_sidecar.core.payload import TOO_LARGE, Payload, RequestFacts, why_not_stored
 from outrider_sidecar.core.runtime import AgentState, Runtime
 from outrider_sidecar.engines.cache import Cache
 from outrider_sidecar.engines.cache_control import parse as parse_control
 from outrider_sidecar.engines.cache_key import SCHEMA, AuthScopes, cache_key
-from outrider_sidecar.engines.flight import Flight
+from outrider_sidecar.engines.flight import NOBODY, Flight
 from outrider_sidecar.engines.ghost import Ghosts
 from outrider_sidecar.payloads import may_be_cached
 
@@ -32,11 +32,12 @@ VERDICTS = {name: literal(b"x-outrider-cache", name.encode()) for name in ("hit"
 class CacheState:
     """What one agent's cache keeps across policies."""
 
-    __slots__ = ("counts", "flights", "ghosts", "store")
+    __slots__ = ("counts", "flights", "ghosts", "policy", "store")
 
     def __init__(self, store: Cache, ghosts: Ghosts | None):
         self.store = store
         self.ghosts = ghosts
+        self.policy: Optimization | None = None  # the ghosts were made for
         self.flights: dict[bytes, Flight] = {}
         self.counts = {"hit": 0, "stale": 0, "miss": 0, "coalesced": 0, "bypass": 0}
 
@@ -88,7 +89,7 @@ class CacheFilter:
         key = self._key(call, facts)
         return self._look_up(call, key, facts, adapter, wish)
 
-    def _look_up(self, call: Call, key: bytes, facts: RequestFacts, adapter: Payload, wish: Any) -> bool:
+    def _look_up(self, call: Call, key: bytes, facts: RequestFacts, adapter: Payload, wish: Any) -> bool | None:
         cache = self._cache
         now = self._runtime.wall_clock()
         entry, stale = None, False
@@ -96,23 +97,24 @@ class CacheFilter:
             entry, stale = cache.store.get(key, now, None, facts.tier)
         elif not wish.no_cache:
             entry, stale = cache.store.get(key, now, wish.max_age_s, facts.tier)
+        if entry is not None and not _accepts(call, entry):
+            entry = None
         if entry is not None:
             if cache.ghosts is not None:
                 cache.ghosts.record(key, entry.weight_bytes, True, now, entry.fresh_until - entry.stored_at)
             self._verdict(call, "stale" if stale else "hit")
             if stale and key not in cache.flights:
-                self._launch(call, key, facts, adapter, [])
+                self._revalidate(call, key, facts, adapter)
             self._replay(call, entry)
             return True
         flight = cache.flights.get(key)
         if flight is not None and flight.open and (wish is None or not wish.no_cache):
             self._verdict(call, "coalesced")
-            self._share(flight)
             flight.join(call)
             return True
         self._verdict(call, "miss")
-        self._launch(call, key, facts, adapter, [call])
-        return True
+        self._begin(call, key, facts, adapter)
+        return None
 
     def _bypass(self, call: Call, reason: str) -> None:
         self._verdict(call, "bypass")
@@ -154,66 +156,35 @@ class CacheFilter:
 
     # -- flights ---------------------------------------------------------------------------------------------------
 
-    def _launch(self, call: Call, key: bytes, facts: RequestFacts, adapter: Payload, readers: list[Call]) -> None:
-        """Ask upstream once, on behalf of `readers` (none: to revalidate)."""
-        flights = self._cache.flights
-        below = call.at  # the step after this one
-
-        def ended(flight: Flight, status: int) -> None:
-            if flights.get(key) is flight:
-                del flights[key]
-            self._over(flight, status, facts, adapter)
-
-        def restart(flight: Flight, survivors: list[Call]) -> None:
-            alive = [reader for reader in survivors if not reader.over]
-            for reader in alive:
-                reader.attempt = None
-            if alive:
-                again = self._fly(flight.call, below, key, ended, restart, alive)
-                again.elections = flight.elections + 1
-
-        self._fly(call, below, key, ended, restart, readers)
-
-    def _fly(
-        self, origin: Call, below: int, key: bytes, ended: Any, restart: Any, readers: list[Call]
-    ) -> Flight:
-        flight = Flight(key, self._policy.cache_max_object_bytes, ended, restart)
+    def _begin(self, leader: Call, key: bytes, facts: RequestFacts, adapter: Payload) -> Flight:
+        flight = Flight(key, self._policy.cache_max_object_bytes, self, leader, facts, adapter)
         self._cache.flights[key] = flight
-        detached = origin.detach(flight, below)
-        flight.call = detached
-        for reader in readers:
-            flight.join(reader)
-        if len(readers) == 1:
-            detached.tried = readers[0].tried
-        else:
-            self._share(flight)
-        if readers:
-            ends = [reader.deadline for reader in readers]
-            detached.set_deadline(0.0 if 0.0 in ends else max(ends))
-        else:
-            detached.set_deadline(self._runtime.clock() + REVALIDATE_S)
-        detached.run()
         return flight
 
-    def _share(self, flight: Flight) -> None:
-        """A flight for more than one reader, or for none, is a call of its own: it leaves its own span."""
-        call = flight.call
-        if call.trace is None:
-            self._runtime.own_span(call, flight.readers[0] if flight.readers else None)
+    def _revalidate(self, call: Call, key: bytes, facts: RequestFacts, adapter: Payload) -> None:
+        """Refresh a stale reply behind the caller's back."""
+        leader = call.detach(NOBODY)
+        self._begin(leader, key, facts, adapter)
+        self._runtime.own_span(leader, call)
+        leader.set_deadline(self._runtime.clock() + REVALIDATE_S)
+        leader.run()
 
-    def _over(self, flight: Flight, status: int, facts: RequestFacts, adapter: Payload) -> None:
-        """A flight has ended: its readers learn what it cost, and the reply is stored if it may be."""
-        call = flight.call
-        for reader in flight.readers:
-            reader.attempts = call.attempts
-            reader.connect_s = call.connect_s
+    def lead(self, call: Call, flight: Flight) -> Flight:
+        """A follower leads after the leader's own failure."""
+        return self._begin(call, flight.key, flight.facts, flight.adapter)
+
+    def ended(self, flight: Flight, status: int) -> None:
+        """The reply is whole: store it if it may be."""
+        flights = self._cache.flights
+        if flights.get(flight.key) is flight:
+            del flights[flight.key]
+        facts, adapter, leader = flight.facts, flight.adapter, flight.leader
         weight = 0
         if status == errors.OK and flight.chunks is not None and flight.head is not None:
-            body = b"".join(flight.chunks)
-            encoding = flight.head[0].values.get(b"grpc-encoding", b"")
-            reply = call.tokens if call.tokens is not None else adapter.reply(encoding, body)
-            if facts.model and flight.readers:
-                flight.readers[0].tokens = reply  # one caller's span carries what was paid
+            reply = leader.tokens
+            if reply is None:
+                encoding = flight.head.values.get(b"grpc-encoding", b"")
+                reply = adapter.reply(encoding, b"".join(flight.chunks))
             if not why_not_stored(facts, reply):
                 weight = self._store(flight, facts, (reply.input_tokens, reply.output_tokens))
         if self._cache.ghosts is not None:
@@ -226,13 +197,13 @@ class CacheFilter:
     def _store(self, flight: Flight, facts: RequestFacts, tokens: tuple[int, int]) -> int:
         """Weight of what was stored; 0 when it was too large."""
         assert flight.head is not None and flight.tail is not None and flight.chunks is not None
-        head, tail = flight.head[0], flight.tail
+        head, tail = flight.head, flight.tail
         entry = Entry(
             flight.key,
             head,
             tuple(flight.chunks),
             tail,
-            head_bytes=head_weight(head.fields, tail.fields),
+            head_bytes=0,  # heads are interned: one object for all replies alike
             gaps_ms=tuple(flight.gaps_ms),
             tier=facts.tier,
             tags=facts.tags,
@@ -251,6 +222,15 @@ class CacheFilter:
         for chunk in entry.chunks:
             call.reply_data(chunk)
         call.reply_tail(entry.trailers, b"", errors.OK)
+
+
+def _accepts(call: Call, entry: Entry) -> bool:
+    """Whether the caller can decompress what was stored for somebody else."""
+    encoding = entry.head.values.get(b"grpc-encoding")
+    if encoding is None or encoding == b"identity":
+        return True
+    accepted = call.head.values.get(b"grpc-accept-encoding", b"")
+    return encoding in [one.strip() for one in accepted.split(b",")]
 
 
 class Pace:
@@ -280,7 +260,7 @@ class Pace:
                 return
 
 
-def _state_for(policy: Any, state: AgentState, runtime: Runtime) -> CacheState:
+def _state_for(policy: Optimization, state: AgentState, runtime: Runtime) -> CacheState:
     found: CacheState | None = state.cache
     ghosts = Ghosts(policy.cache_strategy, policy.cache_max_bytes) if policy.cache_ghosts else None
     if found is None:
@@ -301,8 +281,9 @@ def _state_for(policy: Any, state: AgentState, runtime: Runtime) -> CacheState:
             policy.cache_jitter,
             policy.cache_stale_ratio,
         )
-        if ghosts is None or found.ghosts is None:
+        if ghosts is None or found.ghosts is None or policy != found.policy:
             found.ghosts = ghosts
+    found.policy = policy
     return found
 
 

@@ -7,6 +7,7 @@ native call, or before by `Payloads.load_native`.
 from __future__ import annotations
 
 from outrider_sidecar.core.payload import Payload
+from outrider_sidecar.core.stage import Stage
 from outrider_sidecar.payloads.raw import RawPayload, listed
 
 NATIVE_UNARY = b"/outrider.v1.Agent/Invoke"
@@ -52,3 +53,10 @@ def request_agent_id(body: bytes, encoding: bytes = b"") -> str:
     from outrider_sidecar.payloads import native
 
     return native.request_agent_id(encoding, body)
+
+
+def one_chunk() -> Stage:
+    """A stage that answers a native stream whole, for one call."""
+    from outrider_sidecar.payloads.joiner import Joiner
+
+    return Joiner()

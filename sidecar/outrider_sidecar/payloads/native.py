@@ -1,8 +1,8 @@
 """The native Agent API (outrider.v1.Agent): what a request asks, what a reply cost, whether it may be kept.
 
 Always holds: the digest is of the request in canonical form (known fields by number, maps by key), without identity,
-priority, request id, cache hints and attributes that are not answer attributes: two requests that ask the same
-differ neither by serializer nor by who asks. Fields of a newer contract stay in it: they may decide the answer.
+priority, request id and attributes that are not answer attributes: two requests that ask the same differ neither by
+serializer nor by who asks. Fields of a newer contract stay in it: they may decide the answer.
 
 Parsing is protobuf's C library: 1 us for 1 KB, 3.5 MB resident once loaded. That is why nothing imports this module
 before the first native call (`payloads`). Deliberately not here: rewriting messages.
@@ -10,7 +10,8 @@ before the first native call (`payloads`). Deliberately not here: rewriting mess
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable
 from dataclasses import replace
 
 from google.protobuf.message import DecodeError
@@ -40,6 +41,8 @@ _NOT_ASKED = ("agent_id", "session_id", "user_id", "tenant_id", "priority", "req
 _FINISH_NAMES: dict[int, str] = {
     number: name.removeprefix("FINISH_REASON_").lower() if number else "" for name, number in pb.FinishReason.items()
 }
+# Looking at every part costs more than parsing did; this matches whenever there is reason to look.
+_MAYBE_LINK = re.compile(rb"\x32(?:\x00|[\x80-\xff]*[\x01-\x7f][\x0a\x12\x1a\x22])")  # Part.link, a field of Link
 _READ_ONLY: int = pb.SIDE_EFFECTS_READ_ONLY
 _MAX_TOOL_NAMES = 64  # of one stream; the contract bounds a name to 64 characters
 _MAX_NAME_CHARS = 64
@@ -61,17 +64,18 @@ class NativePayload:
     def request(self, path: bytes, encoding: bytes, body: bytes, policy: Optimization) -> RequestFacts:
         """Cacheable unless it is sampled, calls tools that write, or rests on links whose content may change."""
         try:
-            request = pb.InvokeRequest.FromString(one_message(body, encoding))
+            message = one_message(body, encoding)
+            request = pb.InvokeRequest.FromString(message)
         except Unreadable as error:
             return RequestFacts(False, error.reason)
         except DecodeError:
             return RequestFacts(False, MALFORMED)
         read_only = _read_only(request.tools)
-        calls, undigested = _survey(request)
+        calls = _asked_for(request)
         tags = _tags(request.context)
         facts = RequestFacts(
             True,
-            _why_not(request, tags, calls, read_only, undigested, policy),
+            _why_not(request, message, tags, calls, read_only, policy),
             b"",
             "tool" if calls else "llm",
             tags,
@@ -183,10 +187,10 @@ def request_agent_id(encoding: bytes, body: bytes) -> str:
 
 def _why_not(
     request: pb.InvokeRequest,
+    message: bytes,
     tags: tuple[str, ...],
     calls: tuple[str, ...],
     read_only: frozenset[str],
-    undigested: bool,
     policy: Optimization,
 ) -> str:
     # "not <=" so that NaN counts as sampled.
@@ -196,36 +200,26 @@ def _why_not(
         return TOO_MANY_TAGS
     if not read_only.issuperset(calls):
         return SIDE_EFFECTS
-    return UNDIGESTED_LINK if undigested else ""
+    if _MAYBE_LINK.search(message):
+        for holder in (request.messages, request.context):
+            for item in holder:
+                if any(map(_undigested, item.parts)):
+                    return UNDIGESTED_LINK
+    return ""
 
 
-def _survey(request: pb.InvokeRequest) -> tuple[tuple[str, ...], bool]:
-    """The tools a request wants run (its last message is nothing but calls), and whether a link lacks its digest.
-
-    One pass, because looking at a part costs more than parsing it did. Cache hints are cleared on the way.
-    """
-    undigested = False
-    kinds: list[str | None] = []
-    parts: Sequence[pb.Part] = ()
-    for message in request.messages:
-        if message.cache_boundary:
-            message.cache_boundary = False
-        parts = message.parts
-        kinds = [part.WhichOneof("content") for part in parts]
-        if "link" in kinds or "tool_result" in kinds:
-            undigested = undigested or any(map(_undigested, parts))
-    for block in request.context:
-        for part in block.parts:
-            undigested = undigested or _undigested(part)
-    calls = _called(parts) if kinds and kinds.count("tool_call") == len(kinds) else ()
-    return calls, undigested
+def _asked_for(request: pb.InvokeRequest) -> tuple[str, ...]:
+    """The tools a request wants run: its last message is nothing but calls. Empty: it wants an answer."""
+    parts = request.messages[-1].parts if request.messages else ()
+    if not parts or not parts[-1].HasField("tool_call"):
+        return ()
+    calls = _called(parts)
+    return calls if len(calls) == len(parts) else ()
 
 
 def _tags(context: Iterable[pb.ContextBlock]) -> tuple[str, ...]:
-    found: set[str] = set()
-    for block in context:
-        found.update(block.tags)
-    return tuple(sorted(found)) if found else ()
+    found = [tag for block in context for tag in block.tags]
+    return tuple(sorted(set(found))) if found else ()
 
 
 def _undigested(part: pb.Part) -> bool:
@@ -250,16 +244,17 @@ def _called(parts: Iterable[pb.Part]) -> tuple[str, ...]:
 
 
 def _canonical(request: pb.InvokeRequest) -> bytes:
-    """The bytes of what is asked in a surveyed request. Changes the request."""
+    """The bytes of what is asked. Changes the request."""
+    clear = request.ClearField
     for name in _NOT_ASKED:
-        request.ClearField(name)
+        clear(name)
     if request.attributes:
         named = {name: request.attributes[name] for name in request.answer_attributes if name in request.attributes}
         request.attributes.clear()
         request.attributes.update(named)
-    del request.answer_attributes[:]
+    clear("answer_attributes")
     if request.HasField("generation") and not request.generation.ByteSize():
-        request.ClearField("generation")
+        clear("generation")
     return request.SerializePartialToString(deterministic=True)
 
 

@@ -63,7 +63,9 @@ class Client:
     ) -> tuple[int, Any, http.client.HTTPMessage]:
         return await asyncio.to_thread(self._ask, method, path, body, headers or {})
 
-    def _ask(self, method: str, path: str, body: Any, headers: dict[str, str]) -> tuple[int, Any, http.client.HTTPMessage]:
+    def _ask(
+        self, method: str, path: str, body: Any, headers: dict[str, str]
+    ) -> tuple[int, Any, http.client.HTTPMessage]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
             encoded = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
@@ -100,7 +102,9 @@ async def test_reads_are_json(admin: Client):
         status, body, headers = await admin("GET", path)
         assert (status, body, headers["content-type"]) == (200, value, "application/json")
         assert headers["cache-control"] == "no-store"
-    assert (await admin("GET", "/agents?verbose=1"))[1] == {"tax": [{"address": "h:1", "score": 1.5, "labels": ["a", "b"]}]}
+    assert (await admin("GET", "/agents?verbose=1"))[1] == {
+        "tax": [{"address": "h:1", "score": 1.5, "labels": ["a", "b"]}]
+    }
 
 
 @pytest.mark.parametrize("score", [float("inf"), float("-inf"), float("nan")])
@@ -115,7 +119,9 @@ async def test_metrics_in_both_formats(admin: Client):
     assert headers["content-type"].startswith("text/plain")
     names = {family.name for family in text_string_to_metric_families(text.decode())}
     assert {"outrider_up", "process_cpu_seconds"} <= names
-    status, text, headers = await admin("GET", "/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"})
+    status, text, headers = await admin(
+        "GET", "/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"}
+    )
     assert headers["content-type"].startswith("application/openmetrics-text")
     assert text.endswith(b"# EOF\n")
     status, text, headers = await admin("HEAD", "/metrics")

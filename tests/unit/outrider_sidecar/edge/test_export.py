@@ -50,10 +50,13 @@ class Sink:
         return [scope.attributes[0].value.int_value for scope in scopes if scope.attributes]
 
 
-def build(*sinks: export.Send, policy: ExportPolicy = QUICK, every_span: bool = False) -> tuple[Export, list[Collector]]:
+def build(
+    *sinks: export.Send, policy: ExportPolicy = QUICK, every_span: bool = False
+) -> tuple[Export, list[Collector]]:
     encoder = Encoder({"service.name": "test"})
     collectors = [
-        Collector(f"c{number}", sink, encoder, policy, random.Random(1), every_span) for number, sink in enumerate(sinks)
+        Collector(f"c{number}", sink, encoder, policy, random.Random(1), every_span)
+        for number, sink in enumerate(sinks)
     ]
     return Export(encoder, collectors), collectors
 
@@ -148,6 +151,17 @@ async def test_partial_success_is_counted_and_said_once(caplog: pytest.LogCaptur
     assert (collector.queue.exported, collector.queue.rejected) == (11, 4)
     said = [record.getMessage() for record in caplog.records]
     assert said == ["export to c0: 2 spans rejected: 'too\\nold'", "export to c0: works again"]
+
+
+async def test_a_failure_is_said_once_with_what_the_collector_says(caplog: pytest.LogCaptureFixture):
+    down = Answer(errors.UNAVAILABLE, text="no\nroute")
+    exporter, _ = build(Sink(down, down, down))
+    exporter.start()
+    exporter.add(call())
+    await exporter.close()
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
+        "export to c0: failed with UNAVAILABLE: 'no\\nroute'"
+    ]
 
 
 async def test_a_dead_collector_delays_nobody_and_the_exit_is_bounded():

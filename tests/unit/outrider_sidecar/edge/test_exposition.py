@@ -79,7 +79,20 @@ def test_everything_a_series_counts_can_be_scraped():
     counted = Series()
     for number in range(40):
         counted.record(
-            Span(b"1" * 32, b"2" * 16, b"", b"", 1, CLIENT, f"/a.B/{number}", "tax", "h:1", 1, number * 1_000, number % 17)
+            Span(
+                b"1" * 32,
+                b"2" * 16,
+                b"",
+                b"",
+                1,
+                CLIENT,
+                f"/a.B/{number}",
+                "tax",
+                "h:1",
+                1,
+                number * 1_000,
+                number % 17,
+            )
         )
     found = samples(page([*counted.families()])[1])
     assert sum(value for (name, _), value in found.items() if name == "outrider_calls_total") == 40

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from outrider_sidecar.edge import http1
 from outrider_sidecar.edge.http1 import Http1Server, Request, Response
 
+CHUNK = b"8000\r\n" + b"x" * 32_768 + b"\r\n"
+
 
 def refuse(status: int, text: str) -> Response:
     return Response(status, json.dumps({"error": text}).encode())
@@ -50,6 +52,14 @@ async def exchange(port: int, *parts: bytes, half_close: bool = False) -> bytes:
         await asyncio.gather(writer.wait_closed(), return_exceptions=True)
 
 
+async def until_closed(answer: Awaitable[bytes]) -> bytes:
+    """What `answer` gives, b"" where the server's close reached us as a reset."""
+    try:
+        return await answer
+    except OSError:
+        return b""
+
+
 def get(path: str = "/", extra: str = "connection: close\r\n", method: str = "GET") -> bytes:
     return f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{extra}\r\n".encode()
 
@@ -59,7 +69,8 @@ async def test_a_request_is_read_and_answered():
         body = b"0123456789"
         answer = await exchange(
             port,
-            b"POST /a/b?c=d HTTP/1.1\r\nHost: h\r\nX-A: one\r\nX-A: two\r\nContent-Length: 10\r\nConnection: close\r\n\r\n" + body,
+            b"POST /a/b?c=d HTTP/1.1\r\nHost: h\r\nX-A: one\r\nX-A: two\r\n"
+            b"Content-Length: 10\r\nConnection: close\r\n\r\n" + body,
         )
     head, _, got = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 OK\r\n")
@@ -74,12 +85,15 @@ async def test_requests_follow_each_other_on_one_connection_even_pipelined():
     async with serving() as (server, port):
         answer = await exchange(port, get("/1", "") + get("/2", ""), get("/3"))
         assert answer.count(b"HTTP/1.1 200 OK") == 3
-        assert [answer.index(b"GET /%d" % n) for n in (1, 2, 3)] == sorted(answer.index(b"GET /%d" % n) for n in (1, 2, 3))
+        assert [answer.index(b"GET /%d" % n) for n in (1, 2, 3)] == sorted(
+            answer.index(b"GET /%d" % n) for n in (1, 2, 3)
+        )
         assert len(server.connections) <= 1
 
 
 async def test_any_split_of_the_bytes_gives_the_same_answer():
-    request = b"POST /x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
+    head = b"POST /x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+    request = head + b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
     async with serving() as (_, port):
         whole = await exchange(port, request)
         single = await exchange(port, *(request[at : at + 1] for at in range(len(request))))
@@ -96,8 +110,8 @@ async def test_head_is_answered_without_a_body():
         head = await exchange(port, get("/x", method="HEAD"))
         full = await exchange(port, get("/x"))
     assert head.endswith(b"\r\n\r\n")
-    assert b"content-length: 9" in head.lower()
-    assert b"content-length: 8" in full.lower()
+    assert b"content-length: 10" in head.lower()
+    assert b"content-length: 9" in full.lower()
 
 
 async def test_a_caller_that_closes_its_side_still_gets_the_answer():
@@ -118,7 +132,9 @@ async def test_a_caller_that_closes_its_side_still_gets_the_answer():
 async def test_100_continue():
     async with serving() as (_, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n")
+        writer.write(
+            b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n"
+        )
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100")
         writer.write(b"ok")
         assert (await reader.read()).endswith(b"ok")
@@ -136,13 +152,11 @@ async def test_100_continue():
         (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 20_000, 431),
         (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 65537\r\n\r\n" + b"x" * 65_537, 413),
-        (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + b"8000\r\n" + b"x" * 32_768 + b"\r\n8000\r\n" + b"x" * 32_768 + b"\r\n8000\r\n", 413),
+        (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + CHUNK * 2 + b"8000\r\nx", 413),
     ],
     ids=["not HTTP", "no host", "two hosts", "bad name", "bad length", "long head", "long body", "long chunked body"],
 )  # fmt: skip
 async def test_bad_requests_get_an_answer_and_a_close(request_bytes: bytes, status: int):
-    if status == 413:
-        request_bytes = request_bytes[: request_bytes.index(b"\r\n\r\n") + 4 + 65_600]
     async with serving() as (server, port):
         answer = await exchange(port, request_bytes)
         assert answer.startswith(b"HTTP/1.1 %d " % status)
@@ -178,9 +192,7 @@ async def test_an_answer_has_a_time_limit(monkeypatch: pytest.MonkeyPatch):
         raise AssertionError
 
     async with serving(never) as (_, port):
-        with pytest.raises(ConnectionResetError):
-            assert await exchange(port, get("/"), b"more that nobody reads") == b""
-            raise ConnectionResetError  # closed without a reset: as good
+        assert await until_closed(exchange(port, get("/"), b"more that nobody reads")) == b""
 
 
 async def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch):
@@ -191,9 +203,7 @@ async def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch):
             await asyncio.sleep(0.001)
         for _ in range(3):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            with pytest.raises(ConnectionResetError):
-                assert await reader.read() == b""
-                raise ConnectionResetError
+            assert await until_closed(reader.read()) == b""
             writer.close()
         assert len(server.connections) == 2
         for _, writer in held:
@@ -217,26 +227,21 @@ async def test_close_ends_requests_that_are_worked_on():
     writer.write(get("/"))
     await entered.wait()
     await server.close()
-    with pytest.raises(ConnectionResetError):
-        assert await reader.read() == b""
-        raise ConnectionResetError
+    assert await until_closed(reader.read()) == b""
     writer.close()
 
 
 @settings(max_examples=30)
-@given(st.lists(st.one_of(st.binary(max_size=80), st.sampled_from([get("/"), b"\r\n\r\n", b"POST / HTTP/1.1\r\n"])), max_size=5))
+@given(
+    st.lists(
+        st.one_of(st.binary(max_size=80), st.sampled_from([get("/"), b"\r\n\r\n", b"POST / HTTP/1.1\r\n"])), max_size=5
+    )
+)
 def test_no_bytes_break_the_server(parts: list[bytes]):
     async def run() -> None:
         async with serving() as (_, port):
-            answer = await exchange_tolerantly(port, parts)
+            answer = await until_closed(exchange(port, *parts, half_close=True))
             assert answer == b"" or answer.startswith(b"HTTP/1.1 ")
-            assert (await exchange(port, get("/after"))).endswith(b"GET /after  ")
+            assert (await exchange(port, get("/after"))).endswith(b"GET /after   ")
 
     asyncio.run(run())
-
-
-async def exchange_tolerantly(port: int, parts: list[bytes]) -> bytes:
-    try:
-        return await exchange(port, *parts, half_close=True)
-    except (ConnectionResetError, BrokenPipeError):
-        return b""

@@ -255,6 +255,9 @@ def test_restore_refuses_the_dead_the_future_the_known_and_what_does_not_fit():
     cache = make_cache(max_bytes=3_000)
     assert not cache.restore(a, 1_125.0)
     assert not cache.restore(a, 500.0)
+    a.tier = "of a later version"
+    assert not cache.restore(a, 1_010.0)
+    a.tier = "llm"
     assert cache.restore(a, 1_010.0)
     assert not cache.restore(a, 1_010.0)
     assert not cache.restore(b, 1_010.0)

@@ -22,6 +22,11 @@ def test_a_part_cannot_move_into_its_neighbour():
     assert key != cache_key(SCHEMA, "ab", "", "c", b"", "", b"", b"", b"digest")
 
 
+def test_names_that_are_not_utf8_keep_their_own_keys():
+    users = [raw.decode("utf-8", "surrogateescape") for raw in (b"\xff", b"\xfe", "\u00ff".encode())]
+    assert len({cache_key(SCHEMA, "a", "t", user, b"", "", b"", b"", b"d") for user in users}) == 3
+
+
 def test_the_seed_changes_every_key():
     parts = (SCHEMA, "a", "t", "u", b"", "", b"", b"", b"digest")
     assert len({cache_key(*parts, seed=seed) for seed in (0, 1, 2**64 - 1)}) == 3

@@ -159,6 +159,11 @@ def test_malformed_state_is_refused_whole(exported: object):
     assert epochs.version == 0
 
 
-def test_long_names_are_refused():
+@pytest.mark.parametrize("name", ["x" * 1_025, "\ud800"])
+def test_names_that_cannot_be_kept_are_refused(name: str):
+    epochs = Epochs()
     with pytest.raises(ValueError, match="at most 1024 characters"):
-        Epochs().bump(1.0, tag="x" * 1_025)
+        epochs.bump(1.0, tag=name)
+    with pytest.raises(ValueError, match="is no name"):
+        epochs.merge({"floor": 1, "counters": [["a", "b", name, 1]]})
+    assert epochs.version == 0

@@ -179,7 +179,9 @@ def test_every_attempt_is_an_event():
 
 
 def test_every_name_in_the_table_is_written_somewhere():
-    encoder = Encoder({attributes.SERVICE_NAME: "s", attributes.SERVICE_INSTANCE_ID: "i", attributes.SERVICE_VERSION: "1"})
+    encoder = Encoder(
+        {attributes.SERVICE_NAME: "s", attributes.SERVICE_INSTANCE_ID: "i", attributes.SERVICE_VERSION: "1"}
+    )
     written = encoder.request([encoder.span(full()), encoder.span(full()._replace(kind=SERVER, status=5))], 1)
     names = [value for name, value in vars(attributes).items() if name.isupper() and isinstance(value, str)]
     assert len(names) > 30
@@ -252,7 +254,8 @@ def test_numbers_of_every_length(value: int):
 
 
 def test_key_value_agrees_with_the_generated_code():
-    for value in ("", "text", True, 5, -5, 1.5):
+    values: list[Any] = ["", "text", True, 5, -5, 1.5]
+    for value in values:
         kind = {str: "string_value", bool: "bool_value", int: "int_value", float: "double_value"}[type(value)]
         theirs = KeyValue(key="k", value=AnyValue(**{kind: value}))
         assert KeyValue.FromString(otlp.key_value("k", value)) == theirs
@@ -265,6 +268,13 @@ def test_long_and_odd_texts_are_cut_and_made_valid():
     assert found["gen_ai.conversation.id"] == "???"
     assert span.status.message == "x" * otlp.TEXT_MAX_CHARS
     assert found["gen_ai.agent.id"] == "a\x00b"
+
+
+def test_a_tracestate_that_is_no_text_does_not_spoil_the_batch():
+    encoder = Encoder({})
+    spans = [encoder.span(bare(tracestate=b"a=\xff")), encoder.span(bare(tracestate=b"a=1"))]
+    parsed = ExportTraceServiceRequest.FromString(encoder.request(spans)).resource_spans[0].scope_spans[0].spans
+    assert [span.trace_state for span in parsed] == ["", "a=1"]
 
 
 def test_static_parts_are_kept_per_key_and_bounded():

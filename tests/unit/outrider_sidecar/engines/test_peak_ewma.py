@@ -170,6 +170,14 @@ def test_the_penalty_is_the_largest_of_floor_pushback_and_average(
     assert load(balancer, endpoint, NOW) == pytest.approx(expected_s)
 
 
+def test_the_penalty_is_compared_with_what_is_left_of_the_average() -> None:
+    endpoint = Endpoint("a:1")
+    balancer = made(endpoint)
+    balancer.first_byte(endpoint, 20.0, NOW)
+    balancer.ended(endpoint, 14, 0.0, NOW + 10)
+    assert load(balancer, endpoint, NOW + 10) == pytest.approx(20.0 * exp(-1))
+
+
 def test_a_status_in_the_trailers_of_a_stream_counts_although_its_first_byte_was_quick() -> None:
     endpoint = Endpoint("a:1")
     balancer = made(endpoint)

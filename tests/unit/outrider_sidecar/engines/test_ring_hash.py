@@ -142,6 +142,16 @@ def test_a_full_endpoint_spills_to_the_next_of_the_key_not_to_one_for_all() -> N
     assert overflow == {endpoint.address for endpoint in endpoints[1:]}
 
 
+def test_a_full_endpoint_is_better_than_one_that_was_tried() -> None:
+    endpoints = fleet(2)
+    balancer = made(endpoints)
+    home = balancer.pick(NOW, b"key")
+    assert home is not None
+    other = next(endpoint for endpoint in endpoints if endpoint is not home)
+    other.pending = 50
+    assert balancer.pick(NOW, b"key", (home,)) is other
+
+
 @pytest.mark.parametrize("load_factor", [0.0, 0.9])
 def test_a_factor_that_cannot_hold_all_attempts_means_no_bound(load_factor: float) -> None:
     endpoints = fleet(3)

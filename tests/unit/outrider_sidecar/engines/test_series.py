@@ -1,10 +1,11 @@
 import random
+from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider_sidecar.core.metric import Family, HistogramFamily
 from outrider_sidecar.core.span import CLIENT, Generation, Span
 from outrider_sidecar.engines import series
 from outrider_sidecar.engines.series import BOUNDS_US, EXPOSED_BOUNDS_S, OTHER, Series
@@ -15,7 +16,7 @@ def call(method: str = "/a.B/C", agent_id: str = "tax", total_us: int = 1_000, s
     return Span(b"1" * 32, b"2" * 16, b"", b"", 1, CLIENT, method, agent_id, endpoint, 1, total_us, status, **fields)
 
 
-def families(counted: Series) -> dict[str, Family | HistogramFamily]:
+def families(counted: Series) -> dict[str, Any]:
     return {family.name: family for family in counted.families()}
 
 
@@ -116,7 +117,7 @@ def test_models_are_bounded():
 
 def test_bounds_grow_by_an_eighth_of_an_octave():
     assert (BOUNDS_US[0], BOUNDS_US[-1]) == (16, 2**32)
-    assert all(1.0 < later / earlier < 1.14 for earlier, later in zip(BOUNDS_US, BOUNDS_US[1:], strict=False))
+    assert all(1.0 < later / earlier < 1.14 for earlier, later in pairwise(BOUNDS_US))
     assert EXPOSED_BOUNDS_S[0] == "0.000064"
     assert EXPOSED_BOUNDS_S[14] == "1.048576"
 

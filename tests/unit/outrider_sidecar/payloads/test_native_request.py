@@ -93,7 +93,6 @@ def test_facts():
         lambda r: r.attributes.update({"cost": "8", "more": "x"}),
         lambda r: r.answer_attributes.extend(["team", "absent"]),
         lambda r: r.answer_attributes.reverse(),
-        lambda r: setattr(r.messages[0], "cache_boundary", False),
     ],
 )
 def test_what_does_not_decide_the_answer_is_not_in_the_digest(change: Callable):
@@ -238,8 +237,15 @@ def test_links_need_a_digest(where: str):
     else:
         part = request.messages[0].parts.add()
         part = part.tool_result.parts.add()
-    part.link.uri = "https://example.com/a.pdf"
+    part.link.SetInParent()
     assert read(request).reason == UNDIGESTED_LINK
+    for uri in ("a", "https://example.com/" + "a" * 200, "https://example.com/" + "a" * 20_000):
+        part.link.uri = uri
+        assert read(request).reason == UNDIGESTED_LINK
+    for field in ("name", "media_type"):
+        part.link.Clear()
+        setattr(part.link, field, "x")
+        assert read(request).reason == UNDIGESTED_LINK
     part.link.sha256 = b"\x01" * 32
     assert read(request).cacheable
 
