@@ -96,7 +96,7 @@ class Peer(grpc.GenericRpcHandler):
             "outcome": "running",
         }
         self.records.append(record)
-        context.add_done_callback(lambda _: self.ended(record))
+        context.add_done_callback(lambda _: self.ended(record, context))
         plan = {**self.mode, **json.loads(named.get("x-do", "{}"))}
         if plan.get("compress"):
             context.set_compression(grpc.Compression.Gzip)
@@ -106,8 +106,9 @@ class Peer(grpc.GenericRpcHandler):
             await self.event(record["key"]).wait()
         return record, plan
 
-    def ended(self, record: dict[str, Any]) -> None:
-        if record["outcome"] == "running":
+    def ended(self, record: dict[str, Any], context: Any) -> None:
+        # A cancelled call's requests just end, so its handler may well have come to its own end.
+        if record["outcome"] == "running" or context.cancelled():
             record["outcome"] = "cancelled"
 
     def event(self, key: str) -> asyncio.Event:

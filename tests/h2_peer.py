@@ -52,7 +52,8 @@ class Odd(asyncio.Protocol):
             client_side=False, validate_outbound_headers=False, normalize_outbound_headers=False
         )
         self.h2 = h2.connection.H2Connection(config)
-        self.h2.local_settings[h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS] = self.max_streams
+        values = {h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: self.max_streams}
+        self.h2.local_settings = h2.settings.Settings(client=False, initial_values=values)
         self.h2.initiate_connection()
         self.flush()
 

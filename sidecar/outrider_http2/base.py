@@ -190,10 +190,11 @@ class Base:
     # -- streams ---------------------------------------------------------------------------------------------------
 
     def forget(self, stream: Stream) -> None:
-        """The stream is over on both sides."""
+        """The stream is over on both sides. Whoever still has to tell its handler has taken it before."""
         if self.streams.pop(stream.id, None) is None:
             return
         stream.local_closed = stream.remote_closed = True
+        stream.handler = None  # a stream and its handler know each other: nothing may be left for the collector
         stream.send_window = SHUT
         if stream.queue is not None:
             stream.drop_queue()
@@ -249,9 +250,10 @@ class Base:
         self.assembling = None
         while self.streams:
             stream = next(iter(self.streams.values()))
+            handler = stream.handler
             self.forget(stream)
-            if stream.handler is not None:
-                stream.handler.on_reset(stream, code, True)
+            if handler is not None:
+                handler.on_reset(stream, code, True)
 
     def tick(self, now: float) -> None:
         """Timeouts, about once a second."""

@@ -109,13 +109,14 @@ class ClientConnection(Connection):
                 self.take_control("informational HEADERS")
             return
         stream.remote_head = True
+        handler = stream.handler
         if rest.length is not None:
             stream.length_left = rest.length
         if end:
             stream.remote_closed = True
             if stream.local_closed:
                 self.forget(stream)
-        stream.handler.on_head(stream, head, rest, end)
+        handler.on_head(stream, head, rest, end)
 
     def shutdown(self) -> None:
         """Open nothing more; `on_quiet` is called when the last stream is over."""

@@ -150,11 +150,12 @@ class Connection(Base):
             if stream.length_left < 0 or (end and stream.length_left):
                 self.reject(stream, frames.PROTOCOL_ERROR)
                 return
+        handler = stream.handler
         if end:
             stream.remote_closed = True
             if stream.local_closed:
                 self.forget(stream)
-        stream.handler.on_data(stream, data[at:stop], end)
+        handler.on_data(stream, data[at:stop], end)
 
     def _on_stray(self, stream_id: int, what: str) -> None:
         """A frame on a stream that is not there."""
@@ -242,10 +243,11 @@ class Connection(Base):
         if not end or stream.length_left > 0:
             self.reject(stream, frames.PROTOCOL_ERROR)
             return
+        handler = stream.handler
         stream.remote_closed = True
         if stream.local_closed:
             self.forget(stream)
-        stream.handler.on_tail(stream, head, rest)
+        handler.on_tail(stream, head, rest)
 
     # -- control frames --------------------------------------------------------------------------------------------
 

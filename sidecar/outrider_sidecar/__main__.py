@@ -1,3 +1,5 @@
+"""`python -m outrider_sidecar` is `outrider-sidecar`."""
+
 from outrider_sidecar.app import main
 
 main()

@@ -368,6 +368,9 @@ class Call(Request):
             return
         self.over = True
         self.status = status
+        # Calls and attempts know each other: without this each call would be left for the cycle collector.
+        self.attempt = None
+        self.hedges = None
         self.body_waiter = None
         if self.body is not None:
             self.drop_body()

@@ -6,15 +6,37 @@ Always holds: reading changes nothing; figures are of this moment and of this pr
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from outrider_http2.shell import Reactor
 from outrider_sidecar import config
 from outrider_sidecar.core.metric import Family, HistogramFamily, Labels
-from outrider_sidecar.core.runtime import AgentState
+from outrider_sidecar.core.runtime import AgentState, Runtime
+from outrider_sidecar.edge.access_log import AccessLog
+from outrider_sidecar.edge.export import Export
+from outrider_sidecar.edge.listener import Listener
+from outrider_sidecar.engines.series import Series
 from outrider_sidecar.filters.dispatch import state_of
 
-if TYPE_CHECKING:
-    from outrider_sidecar.app import Sidecar
+
+class Sidecar(Protocol):
+    """What the composition root offers to be looked at."""
+
+    settings: config.Settings
+    draining: bool
+    started: bool
+    last_reload: str
+    reloads: dict[str, int]
+    runtime: Runtime
+    reactor: Reactor
+    series: Series
+    export: Export
+    access_log: AccessLog | None
+    listeners: dict[str, Listener]
+
+    def purge(self, agent: str, tenant: str, tag: str) -> int: ...
+
+    def request_stop(self) -> None: ...
 
 
 class SidecarView:
