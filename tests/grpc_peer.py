@@ -35,7 +35,8 @@ CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 Plan = dict[str, Any]
 """What one call does, in this order:
-head: [[name, value]] of initial metadata, sent at once; hold: wait for `release` of the call's key;
+head: [[name, value]] of initial metadata, sent at once; hold: wait for `release` of the call's key; hold_end: the
+same when all requests are here and the replies are out;
 fail_first: n calls of this key end with `status`, later ones do not; status, message, tail: [[name, value]];
 size: bytes of the reply (default: the request); serial: the reply is "NAME:number of the call";
 sizes: of a stream's messages; hold_after: wait for `release` after so many of them; compress: the reply by gzip.
@@ -96,7 +97,7 @@ class Peer(grpc.GenericRpcHandler):
             "outcome": "running",
         }
         self.records.append(record)
-        context.add_done_callback(lambda _: self.ended(record, context))
+        context.add_done_callback(lambda _: self.ended(record))
         plan = {**self.mode, **json.loads(named.get("x-do", "{}"))}
         if plan.get("compress"):
             context.set_compression(grpc.Compression.Gzip)
@@ -106,9 +107,8 @@ class Peer(grpc.GenericRpcHandler):
             await self.event(record["key"]).wait()
         return record, plan
 
-    def ended(self, record: dict[str, Any], context: Any) -> None:
-        # A cancelled call's requests just end, so its handler may well have come to its own end.
-        if record["outcome"] == "running" or context.cancelled():
+    def ended(self, record: dict[str, Any]) -> None:
+        if record["outcome"] == "running":
             record["outcome"] = "cancelled"
 
     def event(self, key: str) -> asyncio.Event:
@@ -116,6 +116,8 @@ class Peer(grpc.GenericRpcHandler):
 
     async def finish(self, record: dict[str, Any], plan: Plan, context: Any) -> None:
         """Trailers, and the failure if there is to be one."""
+        if plan.get("hold_end"):
+            await self.event(record["key"]).wait()
         status = plan.get("status", 0)
         if "fail_first" in plan:
             self.failed[record["key"]] += 1
@@ -212,6 +214,7 @@ async def serve(options: argparse.Namespace) -> None:
             ("grpc.max_receive_message_length", MESSAGE_BYTES),
             ("grpc.max_send_message_length", MESSAGE_BYTES),
             ("grpc.max_concurrent_streams", options.max_streams),
+            ("grpc.http2.bdp_probe", 0),  # windows stay small, so that back-pressure can be seen
         ]
     )
     peer = Peer(options.name)

@@ -69,7 +69,7 @@ def _checked_sample(
 ) -> Sample:
     """A sample whose calls reached the backend if they are misses, and did not if they are hits."""
     before = backend_calls(bed)
-    one = sample(bed, target, calls, in_flight, *arguments, seed=1 if target.distinct else seed)
+    one = sample(bed, target, calls, in_flight, *arguments, seed=1 if target.distinct else seed, warm=warm)
     _check_reached(bed, target, before, calls, 0 if warm else calls)
     return one
 

@@ -278,4 +278,3 @@ class Base:
         elif limits.ping_interval_s and self.streams and now - self.received_at > limits.ping_interval_s:
             self.ping_at = now
             self.write(frames.ping(b"outrider"))
-

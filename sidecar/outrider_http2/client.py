@@ -24,9 +24,7 @@ class ClientConnection(Connection):
 
     client_side = True
 
-    def __init__(
-        self, limits: Limits, heads: Heads, turn: Turn, ledger: Ledger, now: float, scheme: bytes = b"http"
-    ):
+    def __init__(self, limits: Limits, heads: Heads, turn: Turn, ledger: Ledger, now: float, scheme: bytes = b"http"):
         super().__init__(limits, heads, turn, ledger, now, scheme)
         self.next_id = 1
         self.on_ready: Callable[[ClientConnection], None] = _nothing

@@ -17,13 +17,16 @@ from outrider_http2.head import Head, Rest
 from outrider_http2.hpack import HeaderListTooLarge, HpackError
 from outrider_http2.stream import Stream
 
-
 _BLOCK_UNITS = 4  # what a header block costs of a turn, where another frame costs one
 _WINDOWS_PER_UNIT = 16  # windows moved by one SETTINGS value
 
 
 class Connection(Base):
     """What both roles do with received bytes. Roles say what a preface, a new stream and a block on one mean."""
+
+    def open(self) -> None:
+        """Our side of the preface; called once the socket is there."""
+        raise NotImplementedError  # abstract
 
     def start(self, data: bytes) -> int:
         """Check what must come first; returns where frames begin, or -1 to wait for more."""

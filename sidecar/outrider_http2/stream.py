@@ -63,11 +63,11 @@ class Stream:
     def __init__(self, conn: Connection, stream_id: int, handler: Any):
         self.conn = conn
         self.id = stream_id
-        self.handler = handler
+        self.handler: Any = handler  # None once we have reset the stream
         self.send_window = self.send_top = conn.peer_stream_window  # now, and the most there was
         self.recv_window = conn.stream_window
         self.credit_due = 0  # taken bytes not yet announced to the peer
-        self.queue: deque[tuple] | None = None  # (data, end) or (None, block)
+        self.queue: deque[tuple[Any, ...]] | None = None  # (data, end) or (None, block)
         self.queued = 0
         self.local_closed = False
         self.remote_closed = False

@@ -32,7 +32,6 @@ from outrider_sidecar.edge.access_log import AccessLog
 from outrider_sidecar.edge.admin import Admin
 from outrider_sidecar.edge.cache_file import SAVE_EVERY_S, CacheFile
 from outrider_sidecar.edge.checks import Checks
-from outrider_sidecar.edge.export import Export
 from outrider_sidecar.edge.listener import Listener
 from outrider_sidecar.edge.own_services import own_services
 from outrider_sidecar.edge.parts import connector_factory, exporters, rpc_factory, write_ports
@@ -92,7 +91,7 @@ class Sidecar:
         self._client_tls = ClientTls(settings.tls.upstream) if settings.tls.upstream is not None else None
         runtime.connector = connector_factory(self.reactor, runtime.rng, self._client_tls, limits.max_age_s)
         self.series = Series()
-        self.export: Export = exporters(settings, self.reactor, self._client_tls)
+        self.export, self._export_rpcs = exporters(settings, self.reactor, self._client_tls)
         self.access_log = AccessLog(settings.access_log) if settings.access_log else None
         self._checks = Checks(runtime, rpc_factory(self.reactor, self._client_tls))
         self.admin = Admin(SidecarView(self))
@@ -280,6 +279,8 @@ class Sidecar:
             await asyncio.gather(self._ticking, return_exceptions=True)
         await self._checks.close()
         await self.export.close()
+        for rpc in self._export_rpcs:
+            await rpc.close()
         if self.access_log is not None:
             await self.access_log.close()
         if self._cache_file is not None:

@@ -89,7 +89,7 @@ def test_empty_stream(calls: Calls) -> None:
 def test_cancel_after_begin(calls: Calls, peer: Peer) -> None:
     key = new_key()
     asked: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-    call = calls.start("Upload", iter(asked.get, None), key=key)
+    call = calls.start("Upload", iter(asked.get, None), key=key, hold_end=True)
     peer.record(key)
     call.cancel()
     asked.put(None)
@@ -100,7 +100,7 @@ def test_cancel_after_begin(calls: Calls, peer: Peer) -> None:
 def test_cancel_after_first_response(calls: Calls, peer: Peer) -> None:
     key = new_key()
     asked: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-    call = calls.start("Chat", iter(asked.get, None), key=key)
+    call = calls.start("Chat", iter(asked.get, None), key=key, hold_end=True)
     asked.put(padded(*PING_PONG[0]))
     assert len(next(call)) == SERVER_SIZES[0]
     call.cancel()

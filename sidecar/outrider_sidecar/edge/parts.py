@@ -16,7 +16,7 @@ from outrider_http2.shell import Reactor
 from outrider_sidecar.config import Settings
 from outrider_sidecar.core import attributes
 from outrider_sidecar.core.endpoint import Endpoint
-from outrider_sidecar.edge.export import PATH, Answer, Collector, Export
+from outrider_sidecar.edge.export import PATH, Answer, Collector, Export, Send
 from outrider_sidecar.edge.rpc import Rpc
 from outrider_sidecar.edge.upstream import Connector
 from outrider_sidecar.engines.export_queue import ExportPolicy
@@ -68,8 +68,8 @@ def rpc_factory(reactor: Reactor, tls: Contexts | None) -> Callable[[Endpoint, A
     return rpc
 
 
-def exporters(settings: Settings, reactor: Reactor, tls: Contexts | None) -> Export:
-    """One collector for the control plane, which gets every span, and one for `telemetry.otlp`."""
+def exporters(settings: Settings, reactor: Reactor, tls: Contexts | None) -> tuple[Export, list[Rpc]]:
+    """The exporter and its connections: one collector for the control plane, which gets every span, and one for `telemetry.otlp`."""
     telemetry = settings.telemetry
     resource = {attributes.SERVICE_INSTANCE_ID: str(uuid4()), **telemetry.resource}
     encoder = Encoder(resource)
@@ -80,20 +80,23 @@ def exporters(settings: Settings, reactor: Reactor, tls: Contexts | None) -> Exp
         timeout_ms=telemetry.export_timeout_ms,
     )
     collectors = []
+    rpcs = []
     fields = tuple((name.lower().encode(), value.encode()) for name, value in telemetry.headers)
     if telemetry.otlp is not None:
         rpc = Rpc(reactor, str(telemetry.otlp), _context_for(tls, telemetry.otlp_tls), "", fields)
+        rpcs.append(rpc)
         collectors.append(Collector("otlp", _sender(rpc, policy), encoder, policy, random.Random()))
     if settings.control:
         rpc = Rpc(reactor, str(settings.control[0]), _context_for(tls, None))
+        rpcs.append(rpc)
         collectors.append(Collector("control", _sender(rpc, policy), encoder, policy, random.Random(), every_span=True))
-    return Export(encoder, collectors)
+    return Export(encoder, collectors), rpcs
 
 
-def _sender(rpc: Rpc, policy: ExportPolicy) -> Callable[[bytes], object]:
+def _sender(rpc: Rpc, policy: ExportPolicy) -> Send:
     async def send(request: bytes) -> Answer:
         reply = await rpc.unary(PATH, request, policy.timeout_ms / 1e3)
-        return Answer(reply.status, reply.message, reply.details, reply.pushback_ms)
+        return Answer(reply.status, reply.message, reply.details, reply.pushback_ms, reply.text)
 
     return send
 

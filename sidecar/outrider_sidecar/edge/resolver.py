@@ -35,11 +35,12 @@ Lookup = Callable[[str, int], Awaitable[list[str]]]
 class _Name:
     """What is known of one `dns:` address. Times are those of the runtime's clock."""
 
-    __slots__ = ("addresses", "failures", "fruitless", "host", "looked_at", "lookup", "next_at", "port")
+    __slots__ = ("addresses", "failures", "fruitless", "host", "looked_at", "lookup", "next_at", "port", "written")
 
     def __init__(self, address: Address):
         self.host = address.host
         self.port = address.port
+        self.written = str(address)
         self.addresses: tuple[str, ...] = ()  # as endpoints are written; empty: never resolved
         self.failures = 0  # in a row
         self.fruitless = 0  # lookups in a row that brought nothing new while an address could not be reached
@@ -144,7 +145,7 @@ class Resolver:
                 endpoints.append(endpoint)
                 continue
             name = self._name(endpoint.address, names)
-            for address in name.addresses or (endpoint.address,):
+            for address in name.addresses or (name.written,):
                 if address not in taken:
                     taken.add(address)
                     hosts[agent_id, address] = name.host

@@ -83,6 +83,7 @@ class Pool:
             endpoint.weight = policy.weight
             endpoint.labels = policy.labels
         self._detector.update(list(self.endpoints.values()))
+        self._breaker.update(self.endpoints.values(), now)
         self.refresh(now)
 
     def changed(self) -> None:
@@ -99,7 +100,7 @@ class Pool:
     def tick(self, now: float) -> None:
         """Time passes: sweep outliers, let ejected endpoints return."""
         changed = now >= self._next_change_at
-        if self.agent.outlier.enabled and now >= self._next_sweep_at:
+        if now >= self._next_sweep_at:
             self._next_sweep_at = now + self.agent.outlier.interval_ms / 1e3
             changed = self._detector.sweep(list(self.endpoints.values()), now) or changed
         if changed:
@@ -121,15 +122,21 @@ class Pool:
         """An attempt at the endpoint the balancer picks; None when there is none."""
         now = self._runtime.clock()
         key = call.value(self._hash_on) if self._hashed else b""
-        endpoint = self.balancer.pick(now, key, call.tried)
-        if endpoint is None:
-            return None
-        grant = None
-        if endpoint.open_until:
+        avoid = call.tried
+        while True:
+            endpoint = self.balancer.pick(now, key, avoid)
+            if endpoint is None:
+                return None
+            grant = None
+            if not endpoint.open_until:
+                break
             grant = self._breaker.allow(endpoint, now)
             self.refresh(now)
-            if not grant:
-                return self.make(call)
+            if grant:
+                break
+            if endpoint in avoid:
+                return None  # every breaker is open
+            avoid = [*avoid, endpoint]
         attempt = Attempt(call, endpoint)
         attempt.grant = grant
         if self._per_try_s:

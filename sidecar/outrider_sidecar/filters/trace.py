@@ -13,7 +13,7 @@ from outrider_sidecar.core.runtime import Runtime
 from outrider_sidecar.core.span import CLIENT, Attempt, Generation, Span
 from outrider_sidecar.engines.sampler import Sampler
 from outrider_sidecar.engines.trace_context import build as build_traceparent
-from outrider_sidecar.engines.trace_context import parse
+from outrider_sidecar.engines.trace_context import parse, tracestate
 
 _CALL_ID = literal(b"x-outrider-call-id", b"0" * 16)[:-16]
 _TRACE_ID = literal(b"x-outrider-trace-id", b"0" * 32)[:-32]
@@ -43,6 +43,8 @@ def build(runtime: Runtime) -> Step:
             trace_id, parent_id, flags = parent
             flags = flags_of(flags, trace_id)
             state = values.get(b"tracestate", b"")
+            if state:
+                state = tracestate((state,))  # repeated headers come joined by commas
         call.trace = (trace_id, span_id, parent_id, state, flags)
         call.ids = b"%b%b%b%b" % (_CALL_ID, span_id, _TRACE_ID, trace_id)
         forward = _TRACEPARENT + build_traceparent(trace_id, span_id, flags)
@@ -115,7 +117,8 @@ def child_ids(call: Call, parent: Call | None, runtime: Runtime) -> None:
     if parent is not None and parent.trace is not None:
         trace_id, parent_id, _, state, flags = parent.trace
     else:
-        trace_id, parent_id, state, flags = b"%032x" % (getrandbits(128) or 1), b"", b"", 1
+        trace_id, parent_id, state = b"%032x" % (getrandbits(128) or 1), b"", b""
+        flags = runtime.sampler.flags(None, trace_id)
     call.trace = (trace_id, span_id, parent_id, state, flags)
     call.done.insert(0, runtime.record)
 

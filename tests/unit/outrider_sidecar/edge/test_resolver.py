@@ -85,6 +85,14 @@ async def test_a_name_becomes_its_addresses_with_weight_and_labels(bench: Bench)
     assert bench.resolver.server_name("b", addresses[0]) == ""
 
 
+async def test_all_ways_to_write_a_name_mean_the_same(bench: Bench):
+    policy = policy_of("dns:///agents.test:900", NAME)
+    assert bench.expanded(policy) == [NAME]
+    bench.answers["agents.test"] = ["10.0.0.1"]
+    await bench.look()
+    assert bench.expanded(policy) == ["10.0.0.1:900"]
+
+
 async def test_a_policy_without_names_is_left_alone(bench: Bench):
     policy = policy_of("10.0.0.9:1", "agents.test:900")
     assert bench.resolver.expand(policy) is policy
