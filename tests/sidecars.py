@@ -268,7 +268,10 @@ class Sidecar:
         def left() -> dict[str, float]:
             return {name: value for name, _, value in self.samples() if name in names and value}
 
-        eventually(lambda: not left(), f"{self.name} lets go of everything")
+        try:
+            eventually(lambda: not left(), f"{self.name} lets go of everything")
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {left()}") from None
 
     def rss_bytes(self) -> int:
         return int(Path(f"/proc/{self.child.pid}/statm").read_text().split()[1]) * 4096

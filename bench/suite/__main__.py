@@ -128,7 +128,7 @@ def _cpu_model() -> str:
 
 def _run(options: argparse.Namespace, children: Children) -> int:
     quick, wanted = options.quick, _wanted(options)
-    effort = Effort(options.rounds or (2 if quick else 5), 0.4 if quick else 1.0)
+    effort = Effort(options.rounds or (2 if quick else 5), 0.3 if quick else 1.0)
     results = Results()
     print(f"{_cpu_model()}, load average {machine.load_average():.1f}, {effort.rounds} rounds; starting the proxies")
     bed = targets.lay(children)
@@ -151,7 +151,7 @@ def _run(options: argparse.Namespace, children: Children) -> int:
         memory.soak(bed, options.soak_calls, results.memory)
     unary.verify_all(bed)
     _spans(bed, results)
-    judged = required.verdicts(results, SOAK_CALLS)
+    judged = required.verdicts(results, options.soak_calls)
     print("\nwhat must be reached (median of rounds [lowest - highest])")
     for verdict in judged:
         print(verdict.text)

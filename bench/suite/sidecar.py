@@ -80,5 +80,5 @@ def start(
     command = [sys.executable, *profile, "-m", "outrider_sidecar", "--config", str(file)]
     child = children.start(name, command, core)
     ports = children.ports(child, ports_file)
-    ready_s = wait_ready(child, f"http://127.0.0.1:{ports['admin']}/readyz") if ports["admin"] else 0.0
+    ready_s = wait_ready(child, f"http://127.0.0.1:{ports['admin']}/readyz")
     return Sidecar(child, ports["egress"], ports["admin"], ready_s)

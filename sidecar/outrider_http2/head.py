@@ -38,7 +38,7 @@ VOLATILE = frozenset(
 
 
 class Head:
-    """The repeating part of a header block. For trailers `status` is 0; for requests the four pseudo-headers are set."""
+    """The repeating part of a header block: trailers have status 0, requests the four pseudo-headers."""
 
     __slots__ = ("authority", "fields", "method", "path", "path_text", "scheme", "status", "values")
 
@@ -73,7 +73,8 @@ class Head:
 
 
 class Rest:
-    """The fields of a block that do not repeat: `values` by name (repeated ones joined by commas), `literals` to be forwarded."""
+    """The fields of a block that do not repeat: `values` by name (repeated ones joined by commas), and `literals`,
+    those to be forwarded, ready for any block."""
 
     __slots__ = ("length", "literals", "values")
 

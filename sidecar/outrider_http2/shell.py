@@ -69,7 +69,7 @@ class Reactor:
             shell.close()
         deadline = clock() + 2.0
         while self.shells and clock() < deadline:
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.002)
         for shell in list(self.shells):
             shell.transport.abort()
 

@@ -187,7 +187,8 @@ class Stream:
                 break
             if size > room:
                 part, end = data[:room], False
-                queue[0] = (data[room:], item[1])
+                queue.popleft()
+                queue.appendleft((data[room:], item[1]))
             else:
                 part, end = data, item[1]
                 queue.popleft()

@@ -21,13 +21,13 @@ import time
 from hashlib import blake2b
 from pathlib import Path
 
+from outrider.policy import Policy
 from outrider_http2.limits import Limits
 from outrider_http2.shell import Reactor, clock
 from outrider_sidecar import config, stack
 from outrider_sidecar.core import errors
 from outrider_sidecar.core.call import Call
 from outrider_sidecar.core.runtime import Runtime, Snapshot
-from outrider_sidecar.core.span import SERVER
 from outrider_sidecar.edge.access_log import AccessLog
 from outrider_sidecar.edge.admin import Admin
 from outrider_sidecar.edge.cache_file import SAVE_EVERY_S, CacheFile
@@ -35,6 +35,7 @@ from outrider_sidecar.edge.checks import Checks
 from outrider_sidecar.edge.listener import Listener
 from outrider_sidecar.edge.own_services import own_services
 from outrider_sidecar.edge.parts import connector_factory, exporters, rpc_factory, write_ports
+from outrider_sidecar.edge.resolver import Resolver
 from outrider_sidecar.edge.tls import ClientTls, ServerTls
 from outrider_sidecar.edge.view import SidecarView
 from outrider_sidecar.engines.epochs import Epochs
@@ -45,6 +46,7 @@ from outrider_sidecar.payloads import Payloads
 
 log = logging.getLogger("outrider.sidecar")
 TICK_S = 0.5
+RESOLVE_FIRST_S = 0.3  # how long a start waits for names; later answers are taken as they come
 QUIET_S = 0.5  # without a call: a draining egress closes
 
 # Fields never forwarded as they came: the sidecar writes its own, or the connection does.
@@ -89,7 +91,11 @@ class Sidecar:
         runtime.record = self._record
         self._server_tls = ServerTls(settings.tls) if settings.tls.cert is not None else None
         self._client_tls = ClientTls(settings.tls.upstream) if settings.tls.upstream is not None else None
-        runtime.connector = connector_factory(self.reactor, runtime.rng, self._client_tls, limits.max_age_s)
+        self._resolver = Resolver(runtime, self._compile)
+        server_name = self._resolver.server_name
+        runtime.connector = connector_factory(
+            self.reactor, runtime.rng, self._client_tls, limits.max_age_s, server_name
+        )
         self.series = Series()
         self.export, self._export_rpcs = exporters(settings, self.reactor, self._client_tls)
         self.access_log = AccessLog(settings.access_log) if settings.access_log else None
@@ -116,7 +122,8 @@ class Sidecar:
         """Compile, listen, tell the ports; OSError names what cannot be had."""
         settings = self.settings
         runtime = self.runtime
-        runtime.snapshot = stack.compile_snapshot(settings.policy, runtime)
+        self._compile()
+        await self._resolver.first(RESOLVE_FIRST_S)
         if self._cache_file is not None:
             self._cache_file.restore()
         await self._listen("egress", settings.listen, lambda: runtime.snapshot)
@@ -133,6 +140,7 @@ class Sidecar:
         if self.access_log is not None:
             self.access_log.start()
         self._checks.start()
+        self._resolver.start()
         self._ticking = self.reactor.loop.create_task(self._tick())
         self.started = True
         if settings.ports_file is not None:
@@ -185,9 +193,9 @@ class Sidecar:
             self.last_reload = f"refused: {error}"
             log.error("reload (%s) refused, the old policy stays: %s", why, error)
             return False
-        before, runtime = self.settings, self.runtime
+        before = self.settings
         if fresh.policy != before.policy:
-            runtime.snapshot = stack.compile_snapshot(fresh.policy, runtime)
+            self._compile(fresh.policy)
         fixed = [
             name
             for name in ("listen", "admin", "ingress", "telemetry", "tls", "limits", "state_dir", "access_log")
@@ -200,6 +208,11 @@ class Sidecar:
         self.last_reload = "applied"
         log.info("reload (%s) applied: %d agents", why, len(fresh.policy.agents))
         return True
+
+    def _compile(self, policy: Policy | None = None) -> None:
+        """Put a policy in force (by default the one at hand, as its names resolve now)."""
+        expanded = self._resolver.expand(policy if policy is not None else self.settings.policy)
+        self.runtime.snapshot = stack.compile_snapshot(expanded, self.runtime)
 
     def purge(self, agent: str, tenant: str, tag: str) -> int:
         """Invalidate stored replies; the new epoch. It is on disk before this returns, where there is a disk."""
@@ -278,6 +291,7 @@ class Sidecar:
             self._ticking.cancel()
             await asyncio.gather(self._ticking, return_exceptions=True)
         await self._checks.close()
+        await self._resolver.close()
         await self.export.close()
         for rpc in self._export_rpcs:
             await rpc.close()

@@ -256,7 +256,7 @@ def test_the_last_endpoint_is_never_ejected(channel: grpc.Channel, sidecar: Side
 
 @pytest.mark.usefixtures("calm")
 def test_active_health_checks(mesh: Mesh, peer: Peer, other: Peer) -> None:
-    checks = {"enabled": True, "interval_ms": 50, "unhealthy_after": 2, "healthy_after": 2}
+    checks = {"enabled": True, "interval_ms": 100, "timeout_ms": 100, "unhealthy_after": 2, "healthy_after": 2}
     balancing = {"strategy": "round_robin", "panic_threshold": 0.4, "slow_start_ms": 0}
     one = agent("checked", peer, other, health_check=checks, balancing=balancing)
     sidecar = mesh.sidecar({"default_agent": "checked", "agents": [one]}, "checks")

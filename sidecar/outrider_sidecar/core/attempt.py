@@ -94,7 +94,8 @@ class Attempt:
 
     def refused(self, reason: str) -> None:
         """No connection could be had; nothing was sent."""
-        self._failed(errors.UNAVAILABLE, f"{self.endpoint.address}: {reason}", False)
+        agent_id = self.call.route.agent_id
+        self._failed(errors.UNAVAILABLE, f"agent {agent_id!r}, endpoint {self.endpoint.address}: {reason}", False)
 
     # -- the reply -------------------------------------------------------------------------------------------------
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from outrider_http2.stream import Stream
     from outrider_sidecar.core.attempt import Attempt
     from outrider_sidecar.core.payload import Payload, ReplyFacts, ReplyReader, RequestFacts
-    from outrider_sidecar.core.stage import Stage
     from outrider_sidecar.core.runtime import Route, Runtime, Snapshot
+    from outrider_sidecar.core.stage import Stage
     from outrider_sidecar.core.wheel import Timer
 
 Step = Callable[["Call"], Any]
@@ -85,7 +85,9 @@ class Call(Request):
         "tried",
     )
 
-    def __init__(self, runtime: Runtime, snapshot: Snapshot, down: Any, head: Head, rest: Rest, ended: bool, now: float):
+    def __init__(
+        self, runtime: Runtime, snapshot: Snapshot, down: Any, head: Head, rest: Rest, ended: bool, now: float
+    ):
         super().__init__(runtime, down, head, rest, ended)
         self.snapshot = snapshot
         self.started_at = now

@@ -80,7 +80,8 @@ class Checks:
             checker = self._checker(name, policy)
             endpoints = list(pool.endpoints.values())
             if not policy.enabled:
-                if any([checker.forget(endpoint) for endpoint in endpoints if endpoint.health is not None]):
+                changed = [checker.forget(endpoint) for endpoint in endpoints if endpoint.health is not None]
+                if any(changed):
                     pool.changed()
                 continue
             checked.update(endpoints)

@@ -6,10 +6,10 @@ Always holds: at most `max_connections` connections; draining tells every peer b
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import ssl
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from outrider_http2.head import Head, Rest
@@ -52,8 +52,7 @@ class Listener:
         loop = self._reactor.loop
         self._tls = tls is not None
         if isinstance(address, str):
-            if os.path.exists(address):
-                _remove_stale_socket(address)
+            _remove_stale_socket(Path(address))
             self._server = await loop.create_unix_server(self._make, address, ssl=tls, backlog=_BACKLOG)
             return
         host, port = address
@@ -136,13 +135,15 @@ class Listener:
             shell.close()
 
 
-def _remove_stale_socket(path: str) -> None:
+def _remove_stale_socket(path: Path) -> None:
     """A socket file nobody listens on is left over from a process that was killed."""
+    if not path.is_socket():
+        return
     probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        probe.connect(path)
+        probe.connect(str(path))
     except ConnectionRefusedError:
-        os.unlink(path)
+        path.unlink()
     except OSError:
         pass
     finally:

@@ -41,9 +41,13 @@ def _context_for(tls: Contexts | None, wanted: bool | None) -> Callable[[], ssl.
 
 
 def connector_factory(
-    reactor: Reactor, rng: random.Random, tls: Contexts | None, max_age_s: float
+    reactor: Reactor,
+    rng: random.Random,
+    tls: Contexts | None,
+    max_age_s: float,
+    name_of: Callable[[str, str], str],
 ) -> Callable[[Endpoint, Agent], Connector]:
-    """What a pool calls for each new endpoint."""
+    """What a pool calls for each new endpoint. `name_of(agent_id, address)`: the host name it was resolved from."""
 
     def connector(endpoint: Endpoint, agent: Agent) -> Connector:
         return Connector(
@@ -51,7 +55,7 @@ def connector_factory(
             endpoint,
             rng,
             _context_for(tls, agent.tls),
-            agent.server_name,
+            agent.server_name or name_of(agent.agent_id, endpoint.address),
             agent.balancing.failfast_ms / 1e3,
             max_age_s,
         )
@@ -69,7 +73,10 @@ def rpc_factory(reactor: Reactor, tls: Contexts | None) -> Callable[[Endpoint, A
 
 
 def exporters(settings: Settings, reactor: Reactor, tls: Contexts | None) -> tuple[Export, list[Rpc]]:
-    """The exporter and its connections: one collector for the control plane, which gets every span, and one for `telemetry.otlp`."""
+    """The exporter and its connections.
+
+    One collector for the control plane, which gets every span, and one for `telemetry.otlp`.
+    """
     telemetry = settings.telemetry
     resource = {attributes.SERVICE_INSTANCE_ID: str(uuid4()), **telemetry.resource}
     encoder = Encoder(resource)

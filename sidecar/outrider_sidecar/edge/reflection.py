@@ -41,7 +41,7 @@ def answer(package: str, message: bytes) -> bytes:
         request = request_type()
     response = response_type(valid_host=request.host, original_request=request)
     kind = request.WhichOneof("message_request")
-    asked = getattr(request, kind) if kind else None
+    asked: Any = getattr(request, kind) if kind else ""
     try:
         if kind == "list_services":
             for name in SERVICES:
@@ -92,7 +92,7 @@ def _messages(package: str) -> tuple[Any, Any]:
     return request, response
 
 
-# -- the files, as github.com/grpc/grpc-proto has them -------------------------------------------------------------------
+# -- the files, as github.com/grpc/grpc-proto has them -----------------------------------------------------------------
 
 
 def _health_file() -> FileDescriptorProto:

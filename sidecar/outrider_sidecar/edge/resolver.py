@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -76,7 +76,7 @@ class Resolver:
         names: dict[str, _Name] = {}
         agents: dict[str, Agent] = {}
         for agent_id, agent in policy.agents.items():
-            if any([_is_name(endpoint.address) for endpoint in agent.endpoints]):
+            if any(_is_name(endpoint.address) for endpoint in agent.endpoints):
                 agent = self._expand_agent(agent_id, agent, names, hosts)
             agents[agent_id] = agent
         for address in self._names.keys() - names.keys():

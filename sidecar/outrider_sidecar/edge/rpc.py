@@ -135,7 +135,8 @@ class Rpc:
         head = self._heads.get(path)
         if head is None:
             fields = ((b"content-type", b"application/grpc"), (b"te", b"trailers"), (b"user-agent", b"outrider"))
-            authority = b"localhost" if self._address.startswith("unix:") else self._address.removeprefix("dns:").encode()
+            local = self._address.startswith("unix:")
+            authority = b"localhost" if local else self._address.removeprefix("dns:").encode()
             head = Head(fields + self._fields, b"POST", b"http", authority, path.encode())
             self._heads[path] = head
         return head

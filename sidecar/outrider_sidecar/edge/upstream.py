@@ -54,10 +54,12 @@ async def dial(
     shell = Shell(reactor, conn)
     where = split_address(address)
     if isinstance(where, str):
-        await reactor.loop.create_unix_connection(lambda: shell, where, ssl=tls, server_hostname=_name(tls, server_name, "localhost"))
+        name = _name(tls, server_name, "localhost")
+        await reactor.loop.create_unix_connection(lambda: shell, where, ssl=tls, server_hostname=name)
     else:
         host, port = where
-        await reactor.loop.create_connection(lambda: shell, host, port, ssl=tls, server_hostname=_name(tls, server_name, host))
+        name = _name(tls, server_name, host)
+        await reactor.loop.create_connection(lambda: shell, host, port, ssl=tls, server_hostname=name)
     if tls is not None and shell.transport.get_extra_info("ssl_object").selected_alpn_protocol() != "h2":
         shell.close()
         raise OSError("the peer does not speak HTTP/2 (ALPN h2)")

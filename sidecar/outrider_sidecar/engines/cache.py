@@ -32,10 +32,13 @@ _weight = attrgetter("weight_bytes")
 _peek = cachetools.Cache.__getitem__  # a look that does not count as a use
 
 
+_COUNTED = ("bytes", "entries", "hits", "misses", "stale", "stored")
+
+
 class TierCount:
     """Counters of one tier. All but `bytes` and `entries` only ever rise."""
 
-    __slots__ = ("bytes", "entries", "hits", "misses", "stale", "stored")
+    __slots__ = _COUNTED
 
     def __init__(self) -> None:
         self.hits = 0  # answered fresh
@@ -47,7 +50,7 @@ class TierCount:
 
     def as_dict(self) -> dict[str, int]:
         """The counters by name."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        return {name: getattr(self, name) for name in _COUNTED}
 
 
 class Cache:
@@ -249,7 +252,7 @@ class Cache:
     def stats(self) -> dict[str, Any]:
         """Counters and sizes, in total and by tier, for the operator."""
         tiers = {tier: count.as_dict() for tier, count in self.by_tier.items()}
-        total = {name: sum([tier[name] for tier in tiers.values()]) for name in TierCount.__slots__}
+        total = {name: sum([tier[name] for tier in tiers.values()]) for name in _COUNTED}
         return {
             "strategy": self.strategy,
             "max_bytes": self.max_bytes,

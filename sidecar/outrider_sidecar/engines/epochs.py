@@ -21,7 +21,7 @@ _MAX_VALUE = (1 << 63) - 1
 _MAX_NAME_CHARS = 1_024
 _MEMO_PARTS = 1_024
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 Scope = tuple[str, str, str]  # agent, tenant, tag; an empty one covers all
 

@@ -132,7 +132,7 @@ class _LfuGhost:
             del self._by_count[count]
 
 
-_GHOSTS = {"lru": _LruGhost, "lfu": _LfuGhost}
+_GHOSTS: dict[str, type[_LruGhost | _LfuGhost]] = {"lru": _LruGhost, "lfu": _LfuGhost}
 
 
 class Ghosts:
@@ -165,7 +165,9 @@ class Ghosts:
         self._strategy = strategy
         self._other = "lfu" if strategy == "lru" else "lru"
         self._max_bytes = max_bytes
-        self._ghosts = {name: _GHOSTS[strategy](size) for name, size in _SIZES.items()}
+        self._ghosts: dict[str, _LruGhost | _LfuGhost] = {
+            name: _GHOSTS[strategy](size) for name, size in _SIZES.items()
+        }
         self._ghosts[self._other] = _GHOSTS[self._other](1.0)
         self._largest = self._ghosts["quadruple"]
         self._lookups = self._samples = self._actual_hits = 0.0

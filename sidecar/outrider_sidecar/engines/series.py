@@ -10,7 +10,7 @@ Deliberately not here: rates and windows (the reader's work), exposition (`edge.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import accumulate
 
 from outrider_sidecar.core import errors
@@ -198,9 +198,13 @@ class _Sum:
 
 
 def _histogram(name: str, text: str, labels: tuple[str, ...], sums: dict[Labels, _Sum]) -> HistogramFamily:
-    # A generator over sums of its own: whoever renders it pays for each sample when it takes it.
-    samples = ((values, cumulative(entry.buckets), entry.sum_us / 1e6) for values, entry in sums.items())
-    return HistogramFamily(name, text, labels, EXPOSED_BOUNDS_S, samples)
+    return HistogramFamily(name, text, labels, EXPOSED_BOUNDS_S, _samples(sums))
+
+
+def _samples(sums: dict[Labels, _Sum]) -> Iterator[tuple[Labels, list[int], float]]:
+    """Over sums of its own, one at a time: whoever renders it pays for each sample when it takes it."""
+    for values, entry in sums.items():
+        yield values, cumulative(entry.buckets), entry.sum_us / 1e6
 
 
 def add(into: Buckets, buckets: Buckets) -> None:

@@ -26,7 +26,8 @@ from outrider_sidecar.payloads import may_be_cached
 MAX_REQUEST_BYTES = 1024 * 1024
 REVALIDATE_S = 60.0  # deadline of a refresh nobody waits for
 _MAX_KNOWN = 1_024
-VERDICTS = {name: literal(b"x-outrider-cache", name.encode()) for name in ("hit", "stale", "miss", "coalesced", "bypass")}
+_NAMES = ("hit", "stale", "miss", "coalesced", "bypass")
+VERDICTS = {name: literal(b"x-outrider-cache", name.encode()) for name in _NAMES}
 
 
 class CacheState:
@@ -116,10 +117,11 @@ class CacheFilter:
         self._begin(call, key, facts, adapter)
         return None
 
-    def _bypass(self, call: Call, reason: str) -> None:
+    def _bypass(self, call: Call, reason: str) -> bool | None:
         self._verdict(call, "bypass")
         if reason:
             call.note(f"cache: {reason}")
+        return None
 
     def _verdict(self, call: Call, verdict: str) -> None:
         call.cache_verdict = verdict
@@ -196,7 +198,9 @@ class CacheFilter:
 
     def _store(self, flight: Flight, facts: RequestFacts, tokens: tuple[int, int]) -> int:
         """Weight of what was stored; 0 when it was too large."""
-        assert flight.head is not None and flight.tail is not None and flight.chunks is not None
+        assert flight.head is not None
+        assert flight.tail is not None
+        assert flight.chunks is not None
         head, tail = flight.head, flight.tail
         entry = Entry(
             flight.key,

@@ -74,8 +74,10 @@ class Pool:
             if endpoint.pending:
                 self.leaving.add(endpoint)
         for address, policy in wanted.items():
-            endpoint = self.endpoints.get(address)
-            if endpoint is None:
+            known = self.endpoints.get(address)
+            if known is not None:
+                endpoint = known
+            else:
                 endpoint = Endpoint(address, policy.weight, policy.labels, now)
                 endpoint.connector = self._runtime.connector(endpoint, agent)
                 self.endpoints[address] = endpoint
@@ -142,6 +144,15 @@ class Pool:
         if self._per_try_s:
             attempt.timer = self._runtime.wheel.at(now + self._per_try_s, attempt.time_out)
         return attempt
+
+    def discard(self, attempt: Attempt) -> None:
+        """An attempt that was made and will not be started gives back its timer and the breaker's leave."""
+        if attempt.timer is not None:
+            attempt.timer.cancel()
+        if attempt.grant is not None:
+            now = self._runtime.clock()
+            if self._breaker.release(attempt.endpoint, now, attempt.grant):
+                self.refresh(now)
 
     def dispatch(self, call: Call) -> bool:
         """The step: launch an attempt, or say why not."""

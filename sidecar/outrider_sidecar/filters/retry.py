@@ -89,7 +89,10 @@ class Retrier:
             return
         first = call.attempt
         hedge = self._state.pool.make(call)
-        if hedge is None or hedge.endpoint in [attempt.endpoint for attempt in call.hedges or [first]]:
+        if hedge is None:
+            return
+        if hedge.endpoint in [attempt.endpoint for attempt in call.hedges or [first]]:
+            self._state.pool.discard(hedge)
             return  # no other endpoint: a second try at the same one would only add load
         call.tried.append(hedge.endpoint)
         call.hedges = [*(call.hedges or [first]), hedge]

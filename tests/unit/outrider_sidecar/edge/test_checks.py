@@ -26,7 +26,7 @@ EVERY_S = 5.0
 CHECKED = HealthCheck(enabled=True, interval_ms=5_000, timeout_ms=20_000, unhealthy_after=2, healthy_after=2)
 
 
-class Servicer(health.aio.HealthServicer):
+class Servicer(health.aio.HealthServicer):  # type: ignore[attr-defined]  # its stubs lack it
     """Counts what it is asked, and hangs on demand."""
 
     def __init__(self) -> None:

@@ -34,7 +34,7 @@ class Served:
     def __init__(self, mesh: InProcess, channel: grpc.aio.Channel):
         self.mesh = mesh
         self.channel = channel
-        self.health = HealthStub(channel)
+        self.health: Any = HealthStub(channel)
         self.is_up = True
 
     def reflection(self, path: str = PATHS[0], **kwargs: Any) -> Any:
@@ -96,7 +96,7 @@ async def test_check_says_what_the_process_says(served: Served):
 
 
 async def test_list_says_it_of_all(served: Served):
-    reply = await served.health.List(health_pb2.HealthListRequest())
+    reply = await served.health.List(health_pb2.HealthListRequest())  # type: ignore[attr-defined]  # its stubs lack it
     assert {name: one.status for name, one in reply.statuses.items()} == dict.fromkeys(own.NAMES, SERVING)
 
 
@@ -263,6 +263,7 @@ async def test_who_does_not_read_replies_is_not_read_from(served: Served):
     await until(lambda: any(call.down.queue is not None for call in served.mesh.runtime.calls))
     (call,) = served.mesh.runtime.calls
     assert call.down.queued < 100_000  # not more than the reply that did not fit
+    await until(lambda: call.uncredited > 0)  # so that the caller has to stop
     replies = [reply async for reply in talk]
     await writing
     assert len(replies) == total == 150
@@ -287,7 +288,8 @@ async def test_too_many_waiting_requests_end_the_stream(served: Served, monkeypa
 async def test_garbage_ends_a_reflection_stream(served: Served):
     talk = served.channel.stream_stream(PATHS[0])(timeout=10)
     await talk.write(b"\xff\xff")
-    reply = ServerReflectionResponse.FromString(await talk.read())
+    message: Any = await talk.read()
+    reply = ServerReflectionResponse.FromString(message)
     assert reply.error_response.error_code == 3  # one bad message is answered
     await talk.write(b"\0" * (own.MAX_REQUEST_BYTES + 1))
     assert (await failure(talk.read())).code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from itertools import pairwise
 
 import grpc
 import grpc.aio
@@ -144,13 +145,10 @@ async def test_a_name_is_looked_up_every_interval_with_jitter(bench: Bench):
 
 async def test_failed_lookups_become_rarer(bench: Bench):
     bench.resolver.expand(policy_of(NAME))
-    times = []
-    for _ in range(400):
-        if await bench.look(0.25):
-            times.append(bench.at)
-    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    times = [bench.at for _ in range(400) if await bench.look(0.25)]
+    gaps = [later - earlier for earlier, later in pairwise(times)]
     assert 1.75 <= gaps[0] <= 2.5
-    assert all(later > earlier for earlier, later in zip(gaps[:4], gaps[1:4], strict=False))
+    assert all(later > earlier for earlier, later in pairwise(gaps[:4]))
     assert max(gaps) <= 33.5
 
 

@@ -55,7 +55,7 @@ async def certificate_seen(port: int, server_name: str | None = None) -> bytes:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname=server_name or "")
+    _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname=server_name or "")
     found = writer.get_extra_info("ssl_object")
     assert found.selected_alpn_protocol() == "h2"
     seen = ssl.DER_cert_to_PEM_cert(found.getpeercert(binary_form=True)).encode()

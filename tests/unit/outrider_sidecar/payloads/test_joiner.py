@@ -268,6 +268,9 @@ def test_nothing_makes_it_fail_or_lose_the_end(body: bytes, size: int):
 
 async def test_a_caller_gets_one_chunk_where_streaming_is_off():
     class Servicer(agent_pb2_grpc.AgentServicer):
+        async def Invoke(self, request: pb.InvokeRequest, context: Any) -> pb.InvokeReply:  # noqa: N802
+            return pb.InvokeReply()
+
         async def InvokeStream(self, request: pb.InvokeRequest, context: Any) -> Any:  # noqa: N802
             for piece in ("for", "ty ", "two"):
                 yield text(piece)
