@@ -97,9 +97,9 @@ class Connection(Base):
         self.first_frame = False
         return at
 
-    def take_control(self, what: str) -> None:
-        """Count a frame that costs us work and moves nothing."""
-        if not self.control_bucket.take(self.now):
+    def take_control(self, what: str, count: int = 1) -> None:
+        """Count a frame that costs us work and moves nothing; one that costs much counts as many."""
+        if not self.control_bucket.take(self.now, count):
             raise Fault(frames.ENHANCE_YOUR_CALM, f"too many {what} frames")
 
     def _stream_error(self, stream_id: int, code: int) -> None:
@@ -289,14 +289,17 @@ class Connection(Base):
             return 1
         if (stop - at) % 6:
             raise Fault(frames.FRAME_SIZE_ERROR, "SETTINGS must be a multiple of 6 bytes")
-        self.take_control("SETTINGS")
-        units = 1 + (stop - at) // 6
-        if units > self.limits.max_settings:
+        values = (stop - at) // 6
+        if values > self.limits.max_settings:
             raise Fault(frames.ENHANCE_YOUR_CALM, "too many values in one SETTINGS frame")
+        units = 1
         for offset in range(at, stop, 6):
             key = data[offset] << 8 | data[offset + 1]
-            if key == frames.INITIAL_WINDOW_SIZE:
+            if key == frames.INITIAL_WINDOW_SIZE:  # moves the windows of all streams
                 units += len(self.streams) // _WINDOWS_PER_UNIT
+        self.take_control("SETTINGS", units)
+        for offset in range(at, stop, 6):
+            key = data[offset] << 8 | data[offset + 1]
             self._on_setting(key, int.from_bytes(data[offset + 2 : offset + 6], "big"))
         self.peer_settings = True
         self.write_control(frames.SETTINGS_ACK)

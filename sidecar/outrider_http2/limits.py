@@ -43,12 +43,12 @@ class Bucket:
         self._left = float(burst)
         self._at = now
 
-    def take(self, now: float) -> bool:
-        left = self._left - 1.0
+    def take(self, now: float, count: int = 1) -> bool:
+        left = self._left - count
         if left < 0.0:
             self._left = min(self._burst, self._left + (now - self._at) * self._per_s)
             self._at = now
-            left = self._left - 1.0
+            left = self._left - count
             if left < 0.0:
                 return False
         self._left = left

@@ -21,6 +21,7 @@ import time
 from hashlib import blake2b
 from pathlib import Path
 
+from outrider import __version__
 from outrider.policy import Policy
 from outrider_http2.limits import Limits
 from outrider_http2.shell import Reactor, clock
@@ -37,7 +38,7 @@ from outrider_sidecar.edge.own_services import own_services
 from outrider_sidecar.edge.parts import connector_factory, exporters, rpc_factory, write_ports
 from outrider_sidecar.edge.resolver import Resolver
 from outrider_sidecar.edge.tls import ClientTls, ServerTls
-from outrider_sidecar.edge.view import SidecarView
+from outrider_sidecar.edge.view import COMPILED, SidecarView
 from outrider_sidecar.engines.epochs import Epochs
 from outrider_sidecar.engines.sampler import parse_sampler
 from outrider_sidecar.engines.series import Series
@@ -122,6 +123,7 @@ class Sidecar:
         """Compile, listen, tell the ports; OSError names what cannot be had."""
         settings = self.settings
         runtime = self.runtime
+        log.info("outrider %s, data path %s", __version__, "compiled" if COMPILED else "interpreted")
         self._compile()
         await self._resolver.first(RESOLVE_FIRST_S)
         if self._cache_file is not None:

@@ -141,6 +141,8 @@ class Attempt:
         self._settle(status, rest)
         if not stream.local_closed:
             stream.reset(frames.CANCEL)  # the endpoint has answered before it had the whole request
+        if status:
+            call.message = errors.decode_message(rest.values.get(b"grpc-message", b""))
         call.reply_tail(head, self.endpoint.connector.literal + rest.literals, status)
 
     def _only_tail(self, head: Head, rest: Rest) -> None:
@@ -160,6 +162,8 @@ class Attempt:
         if call.hedges is not None:
             call.commit(self)
         call.replied = True
+        if status:
+            call.message = errors.decode_message(rest.values.get(b"grpc-message", b""))
         call.reply_tail(head, self.endpoint.connector.literal + rest.literals, status)
 
     def _not_grpc(self) -> None:

@@ -5,6 +5,8 @@ Always holds: a message put into `grpc-message` is percent-encoded, bounded, and
 
 from __future__ import annotations
 
+from urllib.parse import unquote
+
 from outrider_http2 import frames
 from outrider_http2.head import Head
 from outrider_http2.hpack import literal
@@ -88,6 +90,11 @@ def encode_message(text: str) -> bytes:
     """Percent-encode a `grpc-message` as gRPC over HTTP/2 says: printable ASCII but `%` stays as it is."""
     raw = text.encode("utf-8", "replace")[:_MAX_MESSAGE_BYTES]
     return b"".join([bytes((b,)) if 0x20 <= b <= 0x7E and b != 0x25 else b"%%%02X" % b for b in raw]).strip(b" ")
+
+
+def decode_message(raw: bytes) -> str:
+    """The text of a received `grpc-message`, bounded; broken escapes stay as they are, as the same page asks."""
+    return unquote(raw[: 3 * _MAX_MESSAGE_BYTES].decode("ascii", "replace"), errors="replace")[:_MAX_MESSAGE_BYTES]
 
 
 def message_literal(text: str) -> bytes:

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+from outrider import __version__
 from outrider_http2.shell import Reactor
 from outrider_sidecar import config
+from outrider_sidecar.core import call
 from outrider_sidecar.core.metric import Family, HistogramFamily, Labels
 from outrider_sidecar.core.runtime import AgentState, Runtime
 from outrider_sidecar.edge.access_log import AccessLog
@@ -17,6 +19,9 @@ from outrider_sidecar.edge.export import Export
 from outrider_sidecar.edge.listener import Listener
 from outrider_sidecar.engines.series import Series
 from outrider_sidecar.filters.dispatch import state_of
+
+# Whether the data path runs compiled (`make native`) or as it stands.
+COMPILED = not call.__file__.endswith(".py")
 
 
 class Sidecar(Protocol):
@@ -147,6 +152,8 @@ class SidecarView:
         connections: list[tuple[Labels, float]] = [
             ((name,), listener.connections) for name, listener in sidecar.listeners.items()
         ]
+        build: list[tuple[Labels, float]] = [((__version__, "true" if COMPILED else "false"), 1)]
+        yield Family("outrider_build_info", "gauge", "What runs: always 1.", ("version", "compiled"), build)
         yield Family("outrider_calls_in_flight", "gauge", "Calls not over yet.", (), [((), len(sidecar.runtime.calls))])
         yield Family("outrider_held_bytes", "gauge", "Bytes waiting for a peer.", (), [((), ledger.held_bytes)])
         yield Family("outrider_streams_cut", "counter", "Streams reset for held bytes.", (), [((), ledger.cut)])

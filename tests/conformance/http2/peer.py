@@ -215,7 +215,7 @@ async def serving(limits: Limits | None = None) -> AsyncIterator[tuple[TestServe
 async def connected(port: int, preface: bytes | None = None) -> AsyncIterator[RawPeer]:
     """A raw client that has sent `preface` (by default a good one) and nothing more."""
     peer = RawPeer(*await asyncio.open_connection("127.0.0.1", port))
-    peer.send(wire.PREFACE + wire.settings() if preface is None else preface)
+    peer.send(wire.PREFACE + wire.settings() + wire.settings(flags=wire.ACK) if preface is None else preface)
     try:
         yield peer
     finally:

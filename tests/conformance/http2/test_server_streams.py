@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from hyperframe.frame import WindowUpdateFrame
+
 from outrider_http2.limits import Limits
 from tests.conformance.http2.cases import Case, fine, refused, reset, run, table
 from tests.conformance.http2.peer import connected, serving
@@ -221,7 +223,7 @@ async def test_credit_comes_back() -> None:
     async with serving() as (_, port), connected(port) as peer:
         peer.send(peer.wire.open(1), *[data(1, bytes(16_384))] * 16)
         await peer.probe()
-        updates = [one for one in peer.seen.frames if one.type == 8]
+        updates = [one for one in peer.seen.frames if isinstance(one, WindowUpdateFrame)]
         assert sum(one.window_increment for one in updates if one.stream_id == 1) >= 16 * 16_384 - 128 * 1024
         peer.send(data(1, b"", True))
         seen = await peer.until(lambda seen: 1 in seen.blocks)

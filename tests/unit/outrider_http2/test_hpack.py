@@ -280,6 +280,7 @@ def test_a_list_is_counted_as_the_rfc_counts(value_bytes: int):
         decoder.decode(NEWEST * 33)
 
 
+@pytest.mark.skipif(not hasattr(Decoder._walk, "__code__"), reason="compiled code calls its inner methods directly")
 def test_bomb_ends_at_once():
     walked: list[int] = []
 

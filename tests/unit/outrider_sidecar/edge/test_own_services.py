@@ -16,8 +16,12 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
 
 from outrider.policy import Agent, EndpointPolicy, Policy
+from outrider_http2.client import ClientConnection
+from outrider_http2.head import Head
 from outrider_sidecar.core import errors
 from outrider_sidecar.edge import own_services as own
+from outrider_sidecar.edge.upstream import dial
+from outrider_sidecar.payloads.wire import Deframer
 from tests.in_process import InProcess, in_process
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -238,18 +242,62 @@ async def test_what_reflection_does_not_know_is_an_error_in_the_reply(served: Se
     assert (await talk.read()).HasField("list_services_response")
 
 
-async def test_a_burst_of_requests_is_answered_in_order(served: Served):
-    talk = served.reflection()
-    for number in range(200):
-        await talk.write(ServerReflectionRequest(host=str(number), list_services=""))
-    await talk.done_writing()
-    assert [reply.valid_host async for reply in talk] == [str(number) for number in range(200)]
+class Reader:
+    """The receiving side of one stream of our own client: what came, and how it ended."""
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.ended: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    def on_head(self, stream: Any, head: Any, rest: Any, end: bool) -> None:
+        assert head.status == 200
+        assert not end
+
+    def on_data(self, stream: Any, data: bytes, end: bool) -> None:
+        self.data += data
+        stream.credit(len(data))
+
+    def on_tail(self, stream: Any, head: Any, rest: Any) -> None:
+        self.ended.set_result(head.values[b"grpc-status"])
+
+    def on_reset(self, stream: Any, code: int, processed: bool) -> None:
+        self.ended.set_result(b"reset")
+
+    def on_drain(self, stream: Any, sent_bytes: int) -> None:
+        """Nothing waits."""
+
+
+@pytest.mark.parametrize(("number", "status"), [(200, b"0"), (own.MAX_WAITING + 1, b"8")])
+async def test_many_requests_in_one_frame_are_answered_in_order_a_few_a_turn(
+    served: Served, number: int, status: bytes
+):
+    requests = [ServerReflectionRequest(host=str(at), list_services="") for at in range(number)]
+    messages = [request.SerializeToString() for request in requests]
+    ready = asyncio.Event()
+
+    def prepare(conn: ClientConnection) -> None:
+        conn.on_ready = lambda _: ready.set()
+
+    shell = await dial(served.mesh.reactor, served.mesh.target, None, "", prepare)
+    await ready.wait()
+    reader = Reader()
+    assert isinstance(shell.conn, ClientConnection)
+    stream = shell.conn.open_stream(reader)
+    fields = ((b"content-type", b"application/grpc"), (b"te", b"trailers"))
+    stream.send_head(Head(fields, b"POST", b"http", b"localhost", PATHS[0].encode()))
+    stream.send_data(b"".join([b"\0" + len(one).to_bytes(4, "big") + one for one in messages]), True)
+    assert await asyncio.wait_for(reader.ended, 20) == status
+    shell.close()
+    replies = [ServerReflectionResponse.FromString(one) for one in Deframer(b"").feed(reader.data)]
+    expected = [str(at) for at in range(number)] if status == b"0" else []
+    assert [reply.valid_host for reply in replies] == expected
 
 
 async def test_who_does_not_read_replies_is_not_read_from(served: Served):
     """Requests stop being taken once replies wait, and all are answered when they are read."""
     talk = served.reflection(PATHS[1])
-    request = ServerReflectionRequest(file_containing_symbol="outrider.v1.Agent")
+    # All of them together are more than a stream's window: credit has to come back.
+    request = ServerReflectionRequest(host="h" * 4_000, file_containing_symbol="outrider.v1.Agent")
     total = 0
 
     async def write() -> None:

@@ -15,6 +15,10 @@ from outrider_sidecar.engines.snapshot import Decoder, Header, SnapshotRefused, 
 EPOCHS = {"floor": 7, "counters": [["a", "t", "tag", 9]]}
 HEAD: Fields = ((b":status", b"200"), (b"x-bin", b"\x00\xff"))
 TRAILERS: Fields = ((b"grpc-status", b"0"),)
+ENTRY_FIELDS = (
+    *("key", "head", "chunks", "gaps_ms", "trailers", "tier", "tags", "tokens"),
+    *("weight_bytes", "stored_at", "fresh_until", "stale_until", "used_at", "uses"),
+)
 
 
 def fields_of(block: Any) -> Fields:
@@ -48,7 +52,7 @@ def make_entry(number: int, body: bytes = b"body") -> Entry:
 
 def facts(pair: tuple[str, Entry]) -> tuple:
     agent, entry = pair
-    return (agent, *[getattr(entry, name) for name in Entry.__slots__])
+    return (agent, *[getattr(entry, name) for name in ENTRY_FIELDS])
 
 
 def written(count: int, seed: int = 11, body: bytes = b"body") -> list[bytes]:
