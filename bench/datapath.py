@@ -1,10 +1,11 @@
 """The data path without sockets: CPU per unary call inside one process, to profile and to compare changes.
 
-    python -m bench.datapath [--calls N] [--in-flight 32] [--bytes 1024] [--profile] [--plain]
+    python -m bench.datapath [--calls N] [--in-flight 32] [--bytes 1024] [--profile] [--plain | --hits]
 
 Received bytes are fed to the real server connection, the real filter chain and the real client connection; what they
 would write is discarded, replies are built from the stream ids that must come next. So the figure is ours alone: no
-kernel, no peer, little noise. `--plain` leaves out cache and span export.
+kernel, no peer, little noise. By default every call misses the cache, is recorded and stored not (too large);
+`--hits` answers all from the cache; `--plain` leaves out cache and span export.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import cProfile
 import pstats
 import random
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -58,7 +60,7 @@ class _Loop:
 class Path:
     """One sidecar's data path with one client connection and one upstream connection."""
 
-    def __init__(self, size: int, in_flight: int, full: bool):
+    def __init__(self, size: int, in_flight: int, full: bool, hits: bool = False):
         self.reactor = Reactor(_Loop(), Limits(), app.OWNED)  # type: ignore[arg-type]
         runtime = self.runtime = Runtime(self.reactor, time.monotonic, time.time, random.Random(1))
         runtime.epochs, runtime.payloads, runtime.sampler = Epochs(), Payloads(7), parse_sampler("")
@@ -72,8 +74,10 @@ class Path:
         )
         runtime.connector = lambda endpoint, agent: connector
         optimization = Optimization(
-            cache_enabled=full, cache_methods=("/bench.Echo/Unary",), cache_max_object_bytes=64, cache_max_bytes=2**23
+            cache_enabled=full, cache_methods=("/bench.Echo/Unary",), cache_max_bytes=2**23
         )
+        if not hits:
+            optimization = replace(optimization, cache_max_object_bytes=64)
         agent = Agent("a", (EndpointPolicy("127.0.0.1:9001"),), optimization=optimization)
         runtime.snapshot = stack.compile_snapshot(Policy({"a": agent}, "a"), runtime)
         self.client = self._connection(ServerConnection, self._accept)
@@ -81,12 +85,17 @@ class Path:
         self._peer, self._endpoint = Encoder(), Encoder()
         self._prefix = b"\0" + size.to_bytes(4, "big")
         self._filler = bytes(max(0, size - 8))
+        self._hits = hits
         self.client.receive(frames.PREFACE + frames.settings(((4, 2**31 - 1),)) + frames.SETTINGS_ACK)
         self.client.receive(frames.window_update(0, 2**31 - 1 - 65_535))
         self.upstream.open()
         self.upstream.receive(frames.settings(((4, 2**31 - 1),)) + frames.SETTINGS_ACK)
         self.upstream.receive(frames.window_update(0, 2**31 - 1 - 65_535))
         self.next_in, self.next_out = 1, 1
+        if hits:
+            self._in_flight = 1
+            self.batch()  # the one that is stored
+            self._in_flight = in_flight
         for _ in range(4):
             self.batch()
 
@@ -111,11 +120,12 @@ class Path:
             stream_id = self.next_in + 2 * at
             block = self._peer.encode(REQUEST)
             # Every request is another one: equal ones would share a flight.
-            body = self._prefix + stream_id.to_bytes(8, "big") + self._filler
+            body = self._prefix + (0 if self._hits else stream_id).to_bytes(8, "big") + self._filler
             parts += [frames.header_frames(stream_id, block, False, 16_384), frames.frame(0, 1, stream_id, body)]
         requests = b"".join(parts)
         parts = []
-        for at in range(self._in_flight):
+        missing = 0 if self._hits and self.next_out > 1 else self._in_flight
+        for at in range(missing):
             stream_id = self.next_out + 2 * at
             head = self._endpoint.encode(((b":status", b"200"), (b"content-type", b"application/grpc")))
             tail = self._endpoint.encode(((b"grpc-status", b"0"),))
@@ -126,7 +136,7 @@ class Path:
             ]
         replies = b"".join(parts)
         self.next_in += 2 * self._in_flight
-        self.next_out += 2 * self._in_flight
+        self.next_out += 2 * missing
         began = time.process_time()
         for conn, data in ((self.client, requests), (self.upstream, replies)):
             self.reactor.turn.begin()
@@ -145,8 +155,9 @@ def main() -> None:
     parser.add_argument("--bytes", type=int, default=1_024)
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--hits", action="store_true")
     options = parser.parse_args()
-    path = Path(options.bytes, options.in_flight, not options.plain)
+    path = Path(options.bytes, options.in_flight, not options.plain, options.hits)
     batches = max(1, options.calls // options.in_flight)
     if options.profile:
         profile = cProfile.Profile()

@@ -255,6 +255,10 @@ class Base:
             if handler is not None:
                 handler.on_reset(stream, code, True)
 
+    def shutdown(self) -> None:
+        """Begin to drain: no new streams, and `on_quiet` when the last one is over."""
+        raise NotImplementedError  # abstract
+
     def tick(self, now: float) -> None:
         """Timeouts, about once a second."""
         self.now = now
@@ -275,6 +279,8 @@ class Base:
                 self.ping_at = 0.0
             elif now - self.ping_at > limits.ping_timeout_s:
                 self.fail(frames.NO_ERROR, "keepalive PING unanswered")
+        elif limits.max_age_s and not self.draining and now - self.opened_at > limits.max_age_s:
+            self.shutdown()
         elif limits.ping_interval_s and self.streams and now - self.received_at > limits.ping_interval_s:
             self.ping_at = now
             self.write(frames.ping(b"outrider"))

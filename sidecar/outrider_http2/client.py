@@ -120,6 +120,7 @@ class ClientConnection(Connection):
         """Open nothing more; `on_quiet` is called when the last stream is over."""
         if not self.draining:
             self.draining = True
+            self.on_gone(self)
             if not self.streams:
                 self.on_quiet(self)
 

@@ -18,8 +18,8 @@ class Limits:
     max_settings: int = 32  # values in one SETTINGS frame
     control_burst: int = 10_000  # SETTINGS, PING, PRIORITY, empty DATA, WINDOW_UPDATE for more, unknown, useless frames
     control_per_s: float = 1_000.0
-    reset_burst: int = 1_000  # streams the peer resets
-    reset_per_s: float = 200.0
+    reset_burst: int = 2_000  # streams the peer resets: a fan-out may cancel many at once
+    reset_per_s: float = 1_000.0
     stalled_control_frames: int = 5_000  # answers owed to a peer that does not read
     preface_timeout_s: float = 10.0
     settings_timeout_s: float = 10.0
@@ -27,7 +27,7 @@ class Limits:
     stall_timeout_s: float = 300.0  # a half-sent frame or header block
     ping_interval_s: float = 0.0  # keepalive when nothing was received; 0: never
     ping_timeout_s: float = 10.0
-    max_age_s: float = 0.0  # a drained connection's age; 0: never
+    max_age_s: float = 0.0  # then the connection drains, jittered by whoever opens it; 0: never
     turn_units: int = 256  # work per turn: a frame is one unit, a header block four
     turn_out_bytes: int = 512 * 1024  # bytes moved out of queues per turn
 

@@ -49,6 +49,7 @@ class ServerConnection(Connection):
         super().__init__(limits, heads, turn, ledger, now, scheme)
         self.accept = accept
         self._last_served = frames.MAX_STREAM_ID
+        self._drain_at = 0.0
 
     def open(self) -> None:
         """Our side of the preface; called once the socket is there."""
@@ -133,10 +134,16 @@ class ServerConnection(Connection):
         """Begin to drain: streams on their way are still taken until the peer has answered a PING."""
         if not self.draining and self.failed is None and not self.closed:
             self.draining = True
+            self._drain_at = self.now
             self.write(frames.goaway(frames.MAX_STREAM_ID, frames.NO_ERROR) + frames.ping(_DRAIN_PING))
 
     def on_ping_ack(self, payload: bytes) -> None:
         if payload == _DRAIN_PING and self.draining:
+            self.finish_shutdown()
+
+    def tick(self, now: float) -> None:
+        super().tick(now)
+        if self._drain_at and not self.goaway_sent and now - self._drain_at > self.limits.ping_timeout_s:
             self.finish_shutdown()
 
     def finish_shutdown(self) -> None:

@@ -48,9 +48,9 @@ def test_compiled_all_or_none(path: str) -> None:
 
 
 def test_what_is_asked_for_is_what_runs() -> None:
-    """With the compiled modules in front of the path nothing else is loaded."""
-    in_front = os.environ.get("PYTHONPATH", "").split(os.pathsep)[0]
-    assert COMPILED is (Path(in_front) == ROOT / "build" / "native")
+    """With compiled modules in front of the path nothing else is loaded."""
+    in_front = Path(os.environ.get("PYTHONPATH", "").split(os.pathsep)[0] or "nowhere")
+    assert COMPILED is any(in_front.glob("outrider__mypyc*"))
 
 
 def test_a_sidecar_says_what_it_is(mesh: Mesh) -> None:

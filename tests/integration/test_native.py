@@ -159,7 +159,8 @@ def test_streaming_false_answers_as_one_chunk(client: Outrider) -> None:
 def test_usage_reaches_span_and_metrics(client: Outrider, sidecar: Sidecar, collector: Peer) -> None:
     from tests.integration.test_telemetry import attributes, exported
 
-    reply = client.invoke(question("count my tokens", generation=agent_pb2.Generation(model="big")))
+    asked = question(new_key(), "cached", session_id="talk-1", generation=agent_pb2.Generation(model="big"))
+    reply = client.invoke(asked)
     span = eventually(
         lambda: [one for one in exported(collector) if one.span_id.hex() == reply.info.call_id], "the span is exported"
     )[0]
@@ -170,7 +171,19 @@ def test_usage_reaches_span_and_metrics(client: Outrider, sidecar: Sidecar, coll
     assert has["gen_ai.response.model"] == reply.message.model == "simulated"
     assert has["gen_ai.request.model"] == "big"
     assert has["gen_ai.response.finish_reasons"] == ["stop"]
-    assert sidecar.metric("outrider_tokens_total", agent="plain", kind="output") >= usage.output_tokens
+    assert has["gen_ai.conversation.id"] == "talk-1"
+    assert sidecar.metric("outrider_tokens_total", agent="cached", kind="output") >= usage.output_tokens
+
+
+def test_usage_is_read_also_where_nothing_is_cached(client: Outrider, sidecar: Sidecar) -> None:
+    before = sidecar.metric("outrider_tokens_total", agent="second", kind="output")
+    reply = client.invoke(question("count", "second"))
+    with client.invoke_stream(question("count", "second")) as stream:
+        list(stream)
+    assert stream.finish is not None
+    sidecar.settled()
+    spent = reply.message.usage.output_tokens + stream.finish.usage.output_tokens
+    assert sidecar.metric("outrider_tokens_total", agent="second", kind="output") == before + spent
 
 
 def test_invoke_many(client: Outrider) -> None:

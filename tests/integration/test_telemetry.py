@@ -110,6 +110,11 @@ def test_every_attribute_of_a_plain_call(calls: Calls, peer: Peer, collector: Pe
     assert not [name for name in has if "error" in name]
 
 
+def test_a_session_is_the_conversation(calls: Calls, collector: Peer) -> None:
+    call = calls.unary(b"", metadata=[("x-session-id", "talk-7")])
+    assert attributes(span_of(collector, call))["gen_ai.conversation.id"] == "talk-7"
+
+
 def test_a_failed_call_is_an_error_with_its_attempts(calls: Calls, peer: Peer, collector: Peer) -> None:
     call = calls.unary(b"", key=new_key(), status=14, message="out of order")
     span = span_of(collector, call)

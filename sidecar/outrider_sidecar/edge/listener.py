@@ -9,6 +9,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,13 @@ class Listener:
 
     def _make(self) -> Shell:
         reactor = self._reactor
+        limits = reactor.limits
+        if limits.max_age_s:
+            # Connections opened together must not all be replaced together.
+            limits = replace(limits, max_age_s=limits.max_age_s * self._runtime.rng.uniform(0.9, 1.1))
         conn = ServerConnection(
             self._accept,
-            reactor.limits,
+            limits,
             reactor.heads,
             reactor.turn,
             reactor.ledger,

@@ -176,7 +176,7 @@ class Connector:
                     self._tls(),
                     self._server_name,
                     self._prepare,
-                    self._max_age_s,
+                    self._max_age_s * self._rng.uniform(0.9, 1.1),
                 )
             self._shells.add(shell)
             if self._closed or shell.conn.closed:

@@ -201,12 +201,16 @@ class TestServer:
 async def serving(limits: Limits | None = None) -> AsyncIterator[tuple[TestServer, int]]:
     """A server on a free port; leaving checks that it holds no bytes for anybody."""
     server = TestServer(limits or Limits())
+    raised: list[object] = []
+    server.reactor.loop.set_exception_handler(lambda _, context: raised.append(context))
     listening = await server.reactor.loop.create_server(server.make, "127.0.0.1", 0)
     try:
         yield server, listening.sockets[0].getsockname()[1]
     finally:
         listening.close()
         await server.reactor.close()
+        server.reactor.loop.set_exception_handler(None)
+        assert not raised, raised
         assert server.reactor.ledger.held_bytes == 0
         assert not server.reactor.ledger.stalled
 
@@ -284,6 +288,8 @@ async def dialled(limits: Limits | None = None, first: bytes | None = None) -> A
 
     listening = await asyncio.start_server(on_connection, "127.0.0.1", 0)
     reactor = Reactor(asyncio.get_running_loop(), limits)
+    raised: list[object] = []
+    reactor.loop.set_exception_handler(lambda _, context: raised.append(context))
     conn = ClientConnection(reactor.limits, reactor.heads, reactor.turn, reactor.ledger, clock())
     ready = asyncio.Event()
     conn.on_ready = lambda _: ready.set()
@@ -301,4 +307,6 @@ async def dialled(limits: Limits | None = None, first: bytes | None = None) -> A
         listening.close()
         await peer.close()
         await reactor.close()
+        reactor.loop.set_exception_handler(None)
+        assert not raised, raised
         assert reactor.ledger.held_bytes == 0

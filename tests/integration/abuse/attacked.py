@@ -138,6 +138,8 @@ async def attacked() -> AsyncIterator[Attacked]:
     port = upstream.sockets[0].getsockname()[1]
     policy = Policy({"echo": Agent("echo", (EndpointPolicy(f"127.0.0.1:{port}"),))}, "echo")
     turns = Turns(loop)
+    raised: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: raised.append(context))
     try:
         async with in_process(policy=policy) as mesh, connected(mesh.listener.port) as peer:
             witness = Witness(peer, turns)
@@ -150,6 +152,8 @@ async def attacked() -> AsyncIterator[Attacked]:
             assert witness.worst <= TURNS, f"a call took {witness.worst} turns"
             await scene.quiet()
             assert not scene.ledger.stalled
+        assert not raised, raised
     finally:
+        loop.set_exception_handler(None)
         turns.close()
         upstream.close()

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import socket
 
+from outrider.policy import Agent, EndpointPolicy, Policy
 from tests.conformance.http2 import wire
-from tests.conformance.http2.peer import RawPeer, connected
+from tests.conformance.http2.peer import RawPeer
 from tests.conformance.http2.wire import CALM, MAX_WINDOW, data, head, settings, window
-from tests.integration.abuse.attacked import GRPC, Attacked, Witness, asking, attacked, message
+from tests.integration.abuse.attacked import GRPC, Attacked, asking, attacked, message
 
 STALLED = 100
 HELD_BYTES = 300 * 1024  # of one stalled stream: its window upstream, and the frame that overshoots it
@@ -50,7 +51,7 @@ async def test_stalled_replies_are_bounded_and_stop_the_sender() -> None:
         assert scene.counters.open == STALLED
         assert len(scene.mesh.runtime.calls) == STALLED
         for _ in range(20):
-            await scene.witness.call(bytes(50_000))
+            await scene.witness.call(bytes(15_000))
         assert scene.ledger.held_bytes == held
 
 
@@ -115,30 +116,26 @@ async def test_stalled_requests_are_bounded() -> None:
         deaf = await scene.mesh.reactor.loop.create_server(Deaf, "127.0.0.1", 0)
         async with scene.attacker() as peer:
             echo = pool.endpoints.copy()
-            policy = pool.agent
-            _dial(scene, policy, deaf.sockets[0].getsockname()[1])
+            _dial(scene, deaf.sockets[0].getsockname()[1])
             for n in range(10):
                 peer.send(head(2 * n + 1, peer.wire.block(GRPC), False), *[data(2 * n + 1, bytes(16_000))] * 16)
             await peer.probe()
             held = await steady(scene)
             assert 10 * 200_000 < held <= 10 * 2 * HELD_BYTES
             assert sum(taken) < 10_000
-            _dial(scene, policy, int(next(iter(echo)).rpartition(":")[2]))
+            _dial(scene, int(next(iter(echo)).rpartition(":")[2]))
         deaf.close()
 
 
-def _dial(scene: Attacked, policy: object, port: int) -> None:
+def _dial(scene: Attacked, port: int) -> None:
     """Give the agent one other endpoint."""
-    from outrider.policy import Agent, EndpointPolicy, Policy
-
-    assert isinstance(policy, Agent)
     scene.mesh.apply(Policy({"echo": Agent("echo", (EndpointPolicy(f"127.0.0.1:{port}"),))}, "echo"))
 
 
 async def test_one_byte_windows() -> None:
     """A thousand replies let out a byte at a time: each update moves one byte and costs no look at the others."""
     async with attacked() as scene, scene.attacker() as peer:
-        peer.send(settings({4: 1}))
+        peer.send(settings({4: 1}), window(0, 1_000_000))
         for n in range(999):
             ask(peer, 2 * n + 1, message(bytes(200)))
         await peer.until(lambda seen: len(seen.data) == 999)
@@ -219,13 +216,3 @@ async def test_a_slow_reader_gets_its_last_bytes() -> None:
         assert len(seen.data[1]) == 30 * 100_005
         assert 1 in seen.ended
         assert seen.goaway == 0
-
-
-async def test_the_witness_sees_a_real_stall() -> None:
-    """The measure itself: a loop that is held up shows in the count of turns."""
-    async with attacked() as scene, connected(scene.mesh.listener.port) as peer:
-        assert isinstance(scene.witness, Witness)
-        await scene.witness.call()
-        assert 0 < scene.witness.worst
-        ask(peer, 1, message(b"x"))
-        await peer.until(lambda seen: 1 in seen.ended)

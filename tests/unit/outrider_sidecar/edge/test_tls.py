@@ -6,12 +6,14 @@ import asyncio
 import logging
 import os
 import ssl
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import grpc
 import grpc.aio
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from outrider.policy import Agent, EndpointPolicy, Policy
 from outrider_sidecar.config import Tls, UpstreamTls
@@ -21,7 +23,36 @@ from tests.certificates import Authority
 from tests.in_process import InProcess, in_process
 
 BOTH_LOOPS = pytest.mark.asyncio(loop_factories=["uvloop", "asyncio"])
-ONE, TWO = Authority("one"), Authority("two")
+
+
+class Signer:
+    """An authority whose pairs are handed out as bytes, to be put where a test wants them."""
+
+    def __init__(self, name: str):
+        with tempfile.TemporaryDirectory() as folder:
+            self._authority = Authority(Path(folder), name)
+            self.pem = self._authority.file.read_bytes()
+
+    def issue(self) -> tuple[bytes, bytes]:
+        """(certificate, key) in PEM."""
+        with tempfile.TemporaryDirectory() as folder:
+            self._authority.folder = Path(folder)
+            cert, key = self._authority.pair("pair")
+            return cert.read_bytes(), key.read_bytes()
+
+    def write(self, folder: Path, name: str) -> tuple[Path, Path]:
+        """The files NAME.pem and NAME.key of a fresh pair."""
+        self._authority.folder = folder
+        return self._authority.pair(name)
+
+
+def encrypted(key: bytes) -> bytes:
+    private = serialization.load_pem_private_key(key, None)
+    lock = serialization.BestAvailableEncryption(b"secret")
+    return private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, lock)
+
+
+ONE, TWO = Signer("one"), Signer("two")
 
 
 def replace(file: Path, data: bytes) -> None:
@@ -31,7 +62,7 @@ def replace(file: Path, data: bytes) -> None:
     fresh.replace(file)
 
 
-def server_files(folder: Path, client_ca: Authority | None = None) -> Tls:
+def server_files(folder: Path, client_ca: Signer | None = None) -> Tls:
     cert, key = ONE.write(folder, "localhost")
     if client_ca is None:
         return Tls(cert, key)
@@ -39,7 +70,7 @@ def server_files(folder: Path, client_ca: Authority | None = None) -> Tls:
     return Tls(cert, key, folder / "clients.pem")
 
 
-async def call(target: str, authority: Authority, pair: tuple[bytes, bytes] | None = None) -> grpc.StatusCode:
+async def call(target: str, authority: Signer, pair: tuple[bytes, bytes] | None = None) -> grpc.StatusCode:
     """The status a caller gets from a sidecar that has no agents; UNAVAILABLE where there is no connection."""
     certificate, key = pair or (None, None)
     credentials = grpc.ssl_channel_credentials(authority.pem, key, certificate)
@@ -71,7 +102,7 @@ async def test_a_new_pair_serves_the_next_connection(tmp_path: Path):
     async with in_process(tls=tls.context()) as mesh:
         assert await call(mesh.target, ONE) is grpc.StatusCode.NOT_FOUND
         assert tls.poll() is False
-        certificate, key = TWO.issue("localhost")
+        certificate, key = TWO.issue()
         assert files.cert is not None
         assert files.key is not None
         replace(files.key, key)
@@ -107,7 +138,7 @@ async def test_a_connection_that_is_up_stays_up(tmp_path: Path):
 async def test_callers_need_a_certificate_of_the_client_authority_and_it_rotates(tmp_path: Path):
     files = server_files(tmp_path, client_ca=ONE)
     tls = ServerTls(files)
-    of_one, of_two = ONE.issue("caller"), TWO.issue("caller")
+    of_one, of_two = ONE.issue(), TWO.issue()
     async with in_process(tls=tls.context()) as mesh:
         assert await call(mesh.target, ONE) is grpc.StatusCode.UNAVAILABLE
         assert await call(mesh.target, ONE, of_two) is grpc.StatusCode.UNAVAILABLE
@@ -123,7 +154,7 @@ async def test_callers_need_a_certificate_of_the_client_authority_and_it_rotates
 async def test_a_mismatched_pair_keeps_the_old_and_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     files = server_files(tmp_path)
     tls = ServerTls(files)
-    certificate, key = TWO.issue("localhost")
+    certificate, key = TWO.issue()
     assert files.cert is not None
     assert files.key is not None
     async with in_process(tls=tls.context()) as mesh:
@@ -145,8 +176,8 @@ DAMAGES: list[tuple[str, str, Callable[[bytes], bytes | None]]] = [
     ("localhost.pem", "No such file", lambda _: None),
     ("localhost.key", "holds no PEM private key", lambda _: b"garbage"),
     ("localhost.key", "cannot be read", lambda data: data[: len(data) // 2]),
-    ("localhost.key", "no pair", lambda _: ONE.issue("other")[1]),
-    ("localhost.key", "is encrypted", lambda _: ONE.issue("localhost", b"secret")[1]),
+    ("localhost.key", "no pair", lambda _: ONE.issue()[1]),
+    ("localhost.key", "is encrypted", encrypted),
     ("localhost.key", "is larger", lambda data: data + b"\n" * (4 * 1024 * 1024)),
     ("clients.pem", "holds no PEM certificate", lambda _: b""),
     ("clients.pem", "cannot be read", lambda data: data[: len(data) // 2] + b"\n-----END CERTIFICATE-----\n"),
