@@ -100,7 +100,7 @@ class Caller:
 
 
 def priority_name(priority: agent_pb2.Priority.ValueType) -> str:
-    """The word of a priority in metadata: `interactive` for PRIORITY_INTERACTIVE."""
+    """The word of a priority in metadata: `high` for PRIORITY_HIGH."""
     try:
         return agent_pb2.Priority.Name(priority).removeprefix("PRIORITY_").lower()
     except ValueError:

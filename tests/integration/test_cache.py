@@ -343,3 +343,38 @@ def test_the_admin_port_shows_verdicts_and_ghosts(channel: grpc.Channel, sidecar
     assert cached["verdicts"]["miss"] > 0
     assert 0 <= cached["hit_rate"] <= 1
     assert {"half", "same", "double", "quadruple", "lfu"} <= set(cached["ghosts"])
+
+
+def test_a_reply_too_large_to_keep_is_still_shared_and_the_slower_sets_the_pace(
+    channel: grpc.Channel, sidecar: Sidecar, peer: Peer
+) -> None:
+    """Both readers get all of 8 MB through one flight; what waits in the sidecar stays small."""
+    body, key = new_key().encode(), new_key()
+    plan: dict[str, Any] = {"key": key, "sizes": [100_000] * 80, "hold_after": 1}
+    with channel_to(sidecar.target, options=[("grpc.http2.bdp_probe", 0)]) as second:
+        quick, slow = to(channel).start("Download", body, **plan), to(second).start("Download", body, **plan)
+        assert len(next(quick)) == len(next(slow)) == 100_000
+        peer.control("release", key=key)
+        got = 1
+        for got, message in enumerate(quick, 2):
+            assert len(message) == 100_000
+            if got == 10:
+                assert sidecar.metric("outrider_held_bytes") < 4_000_000
+                assert sum(len(one) for one in slow) == 79 * 100_000
+        assert got == 80
+        assert trailers(slow)["x-outrider-cache"] == "coalesced"
+    assert len(peer.records(key)) == 1
+
+
+def test_a_reader_leaving_a_large_shared_reply_frees_the_others(
+    channel: grpc.Channel, sidecar: Sidecar, peer: Peer
+) -> None:
+    body, key = new_key().encode(), new_key()
+    plan: dict[str, Any] = {"key": key, "sizes": [100_000] * 80, "hold_after": 1}
+    with channel_to(sidecar.target, options=[("grpc.http2.bdp_probe", 0)]) as second:
+        reader, idle = to(channel).start("Download", body, **plan), to(second).start("Download", body, **plan)
+        assert len(next(reader)) == len(next(idle)) == 100_000
+        peer.control("release", key=key)
+        assert len(next(reader)) == 100_000
+        idle.cancel()
+        assert sum(len(one) for one in reader) == 78 * 100_000

@@ -39,15 +39,13 @@ class _PriorityEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumT
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
     """As the policy says; NORMAL where it says nothing."""
-    PRIORITY_SHEDDABLE: _Priority.ValueType  # 1
-    """Shed first: speculative work, prefetching."""
-    PRIORITY_BATCH: _Priority.ValueType  # 2
-    """Nobody waits for it: evaluation, nightly batches."""
-    PRIORITY_NORMAL: _Priority.ValueType  # 3
+    PRIORITY_LOW: _Priority.ValueType  # 1
+    """Shed first: nobody waits for it (evaluation, prefetching, nightly batches)."""
+    PRIORITY_NORMAL: _Priority.ValueType  # 2
     """The usual."""
-    PRIORITY_INTERACTIVE: _Priority.ValueType  # 4
+    PRIORITY_HIGH: _Priority.ValueType  # 3
     """Somebody watches the answer appear."""
-    PRIORITY_CRITICAL: _Priority.ValueType  # 5
+    PRIORITY_CRITICAL: _Priority.ValueType  # 4
     """Shed last: safety and control."""
 
 class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
@@ -55,15 +53,13 @@ class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
 
 PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
 """As the policy says; NORMAL where it says nothing."""
-PRIORITY_SHEDDABLE: Priority.ValueType  # 1
-"""Shed first: speculative work, prefetching."""
-PRIORITY_BATCH: Priority.ValueType  # 2
-"""Nobody waits for it: evaluation, nightly batches."""
-PRIORITY_NORMAL: Priority.ValueType  # 3
+PRIORITY_LOW: Priority.ValueType  # 1
+"""Shed first: nobody waits for it (evaluation, prefetching, nightly batches)."""
+PRIORITY_NORMAL: Priority.ValueType  # 2
 """The usual."""
-PRIORITY_INTERACTIVE: Priority.ValueType  # 4
+PRIORITY_HIGH: Priority.ValueType  # 3
 """Somebody watches the answer appear."""
-PRIORITY_CRITICAL: Priority.ValueType  # 5
+PRIORITY_CRITICAL: Priority.ValueType  # 4
 """Shed last: safety and control."""
 Global___Priority: typing_extensions.TypeAlias = Priority
 

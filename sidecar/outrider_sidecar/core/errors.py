@@ -5,31 +5,30 @@ Always holds: a message put into `grpc-message` is percent-encoded, bounded, and
 
 from __future__ import annotations
 
+from typing import Final
 from urllib.parse import unquote
 
 from outrider_http2 import frames
 from outrider_http2.head import Head
 from outrider_http2.hpack import literal
 
-(
-    OK,
-    CANCELLED,
-    UNKNOWN,
-    INVALID_ARGUMENT,
-    DEADLINE_EXCEEDED,
-    NOT_FOUND,
-    ALREADY_EXISTS,
-    PERMISSION_DENIED,
-    RESOURCE_EXHAUSTED,
-    FAILED_PRECONDITION,
-    ABORTED,
-    OUT_OF_RANGE,
-    UNIMPLEMENTED,
-    INTERNAL,
-    UNAVAILABLE,
-    DATA_LOSS,
-    UNAUTHENTICATED,
-) = range(17)
+OK: Final = 0
+CANCELLED: Final = 1
+UNKNOWN: Final = 2
+INVALID_ARGUMENT: Final = 3
+DEADLINE_EXCEEDED: Final = 4
+NOT_FOUND: Final = 5
+ALREADY_EXISTS: Final = 6
+PERMISSION_DENIED: Final = 7
+RESOURCE_EXHAUSTED: Final = 8
+FAILED_PRECONDITION: Final = 9
+ABORTED: Final = 10
+OUT_OF_RANGE: Final = 11
+UNIMPLEMENTED: Final = 12
+INTERNAL: Final = 13
+UNAVAILABLE: Final = 14
+DATA_LOSS: Final = 15
+UNAUTHENTICATED: Final = 16
 
 NAMES = (
     "OK",
@@ -52,14 +51,14 @@ NAMES = (
 )
 NUMBERS = {name: number for number, name in enumerate(NAMES)}
 
-_CONTENT_TYPE = (b"content-type", b"application/grpc")
+_CONTENT_TYPE: Final = (b"content-type", b"application/grpc")
 _MAX_MESSAGE_BYTES = 1_024
-_KNOWN = {b"%d" % number: number for number in range(17)}
+_KNOWN: Final = {b"%d" % number: number for number in range(17)}
 
 # Trailers-only answers and trailers, one a status; the message is a literal beside it.
-ERROR_HEADS = tuple(Head((_CONTENT_TYPE, (b"grpc-status", b"%d" % n)), status=200) for n in range(17))
-ERROR_TAILS = tuple(Head(((b"grpc-status", b"%d" % n),)) for n in range(17))
-REPLY_HEAD = Head((_CONTENT_TYPE,), status=200)
+ERROR_HEADS: Final = tuple(Head((_CONTENT_TYPE, (b"grpc-status", b"%d" % n)), status=200) for n in range(17))
+ERROR_TAILS: Final = tuple(Head(((b"grpc-status", b"%d" % n),)) for n in range(17))
+REPLY_HEAD: Final = Head((_CONTENT_TYPE,), status=200)
 UNSUPPORTED_MEDIA = Head(((b"accept-post", b"application/grpc"),), status=415)
 
 

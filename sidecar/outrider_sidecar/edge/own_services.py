@@ -205,7 +205,7 @@ class Conversation:
         call = self._call
         data, ended = b"".join(call.body or ()), call.request_ended
         call.drop_body()
-        call.attempt = self  # type: ignore[assignment]  # the part of an attempt that a call uses
+        call.attempt = self
         call.reply_head(errors.REPLY_HEAD)
         self.send_data(data, ended)
 

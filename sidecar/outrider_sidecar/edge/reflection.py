@@ -18,9 +18,9 @@ from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError
 
-from outrider.v1 import agent_pb2
 from outrider_sidecar.core import errors
 from outrider_sidecar.edge.own_services import SERVICES
+from outrider_sidecar.payloads import native_contract
 
 HEALTH_FILE = "grpc/health/v1/health.proto"
 _TYPES = {
@@ -77,8 +77,9 @@ def _put_files(response: Any, first: FileDescriptor) -> None:
 @lru_cache(maxsize=1)
 def _pool() -> DescriptorPool:
     pool = DescriptorPool()
-    for module in (duration_pb2, struct_pb2, agent_pb2):
-        pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
+    for imported in (duration_pb2, struct_pb2):
+        pool.AddSerializedFile(imported.DESCRIPTOR.serialized_pb)
+    pool.AddSerializedFile(native_contract())
     for file in (_health_file(), _reflection_file("grpc.reflection.v1"), _reflection_file("grpc.reflection.v1alpha")):
         pool.AddSerializedFile(file.SerializeToString())
     return pool

@@ -62,6 +62,7 @@ def span_of(call: Call, now: float, kind: int = CLIENT) -> Span:
     tried = call.tried
     facts = call.payload
     first_byte_at = call.first_byte_at
+    session = call.value(b"x-session-id")  # metadata beats the message
     return Span(
         trace_id,
         span_id,
@@ -84,7 +85,7 @@ def span_of(call: Call, now: float, kind: int = CLIENT) -> Span:
         call.cache_verdict,
         call.cache_tier,
         "",
-        facts.session_id if facts is not None else "",
+        session.decode("utf-8", "replace") if session else facts.session_id if facts is not None else "",
         "",
         _attempts(call) if call.attempts is not None else _NO_ATTEMPTS,
         _generation(call) if facts is not None or call.tokens is not None else None,

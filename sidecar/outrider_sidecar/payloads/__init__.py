@@ -55,6 +55,13 @@ def request_agent_id(body: bytes, encoding: bytes = b"") -> str:
     return native.request_agent_id(encoding, body)
 
 
+def native_contract() -> bytes:
+    """The file that describes the native Agent API, as a serialized FileDescriptorProto."""
+    from outrider.v1 import agent_pb2
+
+    return agent_pb2.DESCRIPTOR.serialized_pb
+
+
 def one_chunk() -> Stage:
     """A stage that answers a native stream whole, for one call."""
     from outrider_sidecar.payloads.joiner import Joiner

@@ -15,7 +15,6 @@ from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from outrider.v1 import agent_pb2 as pb
-from outrider_http2.head import Head
 from outrider_sidecar.payloads.wire import PREFIX_BYTES
 
 MAX_HELD_BYTES = 4 * 1024 * 1024  # of one reply
@@ -36,7 +35,7 @@ class Joiner:
         self._finished = False
         self._relays = False
 
-    def head(self, head: Head) -> None:
+    def head(self, head: object) -> None:
         """Initial metadata says nothing about messages."""
 
     def feed(self, data: bytes) -> bytes:

@@ -75,20 +75,20 @@ def test_identity_is_in_the_message_and_in_metadata(server: ServerThread) -> Non
         session_id="s",
         user_id="client's",
         tenant_id="t",
-        priority=agent_pb2.PRIORITY_BATCH,
+        priority=agent_pb2.PRIORITY_LOW,
         metadata=[("x-extra", "1")],
     ) as client:
         client.invoke(given, cache_control="no-store", metadata=[("x-more", "2")])
     assert given.SerializeToString() == before
     (request,), (metadata,) = server.agent.requests, server.agent.metadata
     assert (request.agent_id, request.session_id, request.user_id, request.tenant_id) == ("tax", "s", "request's", "t")
-    assert request.priority == agent_pb2.PRIORITY_BATCH
+    assert request.priority == agent_pb2.PRIORITY_LOW
     expected = {
         "x-agent-id": "tax",
         "x-session-id": "s",
         "x-user-id": "request's",
         "x-tenant-id": "t",
-        "x-priority": "batch",
+        "x-priority": "low",
         "x-cache-control": "no-store",
         "x-extra": "1",
         "x-more": "2",

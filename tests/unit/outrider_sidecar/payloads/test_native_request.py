@@ -42,7 +42,7 @@ def question() -> pb.InvokeRequest:
         session_id="s",
         user_id="u",
         tenant_id="t",
-        priority=pb.PRIORITY_INTERACTIVE,
+        priority=pb.PRIORITY_HIGH,
         request_id="r",
         attributes={"team": "blue", "feature": "search", "cost": "7"},
         answer_attributes=["feature", "team"],
@@ -75,7 +75,7 @@ def test_facts():
     assert facts.reason == ""
     assert len(facts.digest) == 16
     assert (facts.agent_id, facts.session_id, facts.user_id, facts.tenant_id) == ("tax", "s", "u", "t")
-    assert (facts.priority, facts.model, facts.tier, facts.stream) == (pb.PRIORITY_INTERACTIVE, "m-1", "llm", False)
+    assert (facts.priority, facts.model, facts.tier, facts.stream) == (pb.PRIORITY_HIGH, "m-1", "llm", False)
     assert facts.tags == ("2026", "law")
     assert facts.read_only_tools == {"look"}
     assert read(question(), adapter=STREAM).stream
@@ -88,7 +88,7 @@ def test_facts():
         lambda r: setattr(r, "session_id", "other"),
         lambda r: setattr(r, "user_id", "other"),
         lambda r: setattr(r, "tenant_id", "other"),
-        lambda r: setattr(r, "priority", pb.PRIORITY_BATCH),
+        lambda r: setattr(r, "priority", pb.PRIORITY_LOW),
         lambda r: setattr(r, "request_id", "other"),
         lambda r: r.attributes.update({"cost": "8", "more": "x"}),
         lambda r: r.answer_attributes.extend(["team", "absent"]),
