@@ -22,6 +22,7 @@ from typing import Any, Self
 
 import grpc
 import yaml
+from grpc_health.v1 import health_pb2
 
 from bench.process import Child, Children
 from tests.grpc_peer import AGENT, CONTROL, MESSAGE_BYTES, SPANS, plain
@@ -125,6 +126,14 @@ def read_all(stream: Any) -> tuple[list[bytes], Any]:
     except grpc.RpcError:
         pass
     return messages, stream
+
+
+def health_of(channel: grpc.Channel, service: str = "", metadata: Sequence[tuple[str, str]] = ()) -> str:
+    """What grpc.health.v1 says: SERVING, NOT_SERVING; grpc.RpcError where it says no."""
+    asked = health_pb2.HealthCheckRequest(service=service).SerializeToString()
+    check = channel.unary_unary("/grpc.health.v1.Health/Check")
+    reply = check(asked, timeout=WAIT_S, metadata=tuple(metadata))
+    return health_pb2.HealthCheckResponse.ServingStatus.Name(health_pb2.HealthCheckResponse.FromString(reply).status)
 
 
 class Peer:

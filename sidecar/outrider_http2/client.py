@@ -15,7 +15,7 @@ from outrider_http2.fields import FieldError
 from outrider_http2.head import Heads
 from outrider_http2.hpack import HeaderListTooLarge
 from outrider_http2.limits import Limits
-from outrider_http2.stream import Ledger, Stream
+from outrider_http2.stream import Handler, Ledger, Stream
 from outrider_http2.turn import Turn
 
 
@@ -57,7 +57,7 @@ class ClientConnection(Connection):
             and self.next_id < frames.MAX_STREAM_ID
         )
 
-    def open_stream(self, handler: Any) -> Stream:
+    def open_stream(self, handler: Handler) -> Stream:
         """A new stream; the caller has checked `has_room` and sends a head next."""
         stream_id = self.next_id
         self.next_id = stream_id + 2
@@ -114,7 +114,8 @@ class ClientConnection(Connection):
             stream.remote_closed = True
             if stream.local_closed:
                 self.forget(stream)
-        handler.on_head(stream, head, rest, end)
+        if handler is not None:
+            handler.on_head(stream, head, rest, end)
 
     def shutdown(self) -> None:
         """Open nothing more; `on_quiet` is called when the last stream is over."""

@@ -13,6 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from outrider_http2 import frames
+from outrider_http2.compiled import mypyc_attr
 from outrider_http2.frames import pack_head
 from outrider_http2.head import Head, Rest
 
@@ -23,25 +24,55 @@ if TYPE_CHECKING:
 SHUT = -(1 << 40)  # the window of a side that has ended: no credit opens it
 
 
-class Handler(Protocol):
+@mypyc_attr(allow_interpreted_subclass=True)
+class Handler:
     """Who owns a stream's incoming side. Every method may send on any stream, or reset it."""
 
-    def on_head(self, stream: Stream, head: Head, rest: Rest, end: bool) -> None: ...
+    __slots__ = ()
 
-    def on_data(self, stream: Stream, data: bytes, end: bool) -> None: ...
+    def on_head(self, stream: Stream, head: Head, rest: Rest, end: bool) -> None:
+        """The peer's (final) head: asked of clients only."""
+        raise NotImplementedError  # abstract
 
-    def on_tail(self, stream: Stream, head: Head, rest: Rest) -> None: ...
+    def on_data(self, stream: Stream, data: bytes, end: bool) -> None:
+        raise NotImplementedError  # abstract
+
+    def on_tail(self, stream: Stream, head: Head, rest: Rest) -> None:
+        raise NotImplementedError  # abstract
 
     def on_reset(self, stream: Stream, code: int, processed: bool) -> None:
         """The stream is gone before its end. `processed` is False when the peer vouches that it did nothing."""
-        ...
+        raise NotImplementedError  # abstract
 
     def on_drain(self, stream: Stream, sent_bytes: int) -> None:
         """So many queued bytes went out; `stream.queue is None` tells that all did."""
-        ...
+        raise NotImplementedError  # abstract
 
 
-class Stream:
+class Sink:
+    """The sending half of a stream, or of what stands in for one."""
+
+    __slots__ = ("queue",)
+
+    queue: deque[tuple[Any, ...]] | None  # what waits: (data, end) or (None, head, extra)
+
+    def send_head(self, head: Head, extra: bytes = b"", end: bool = False) -> None:
+        raise NotImplementedError  # abstract
+
+    def send_data(self, data: bytes, end: bool = False) -> None:
+        raise NotImplementedError  # abstract
+
+    def send_tail(self, head: Head, extra: bytes = b"") -> None:
+        raise NotImplementedError  # abstract
+
+    def credit(self, size: int) -> None:
+        raise NotImplementedError  # abstract
+
+    def reset(self, code: int) -> None:
+        raise NotImplementedError  # abstract
+
+
+class Stream(Sink):
     """One stream of one connection. Windows in bytes."""
 
     __slots__ = (
@@ -51,7 +82,6 @@ class Stream:
         "id",
         "length_left",
         "local_closed",
-        "queue",
         "queued",
         "recv_window",
         "remote_closed",
@@ -60,14 +90,14 @@ class Stream:
         "send_window",
     )
 
-    def __init__(self, conn: Connection, stream_id: int, handler: Any):
+    def __init__(self, conn: Connection, stream_id: int, handler: Handler | None):
         self.conn = conn
         self.id = stream_id
-        self.handler: Any = handler  # None once we have reset the stream
+        self.handler = handler  # None once we have reset the stream
         self.send_window = self.send_top = conn.peer_stream_window  # now, and the most there was
         self.recv_window = conn.stream_window
         self.credit_due = 0  # taken bytes not yet announced to the peer
-        self.queue: deque[tuple[Any, ...]] | None = None  # (data, end) or (None, block)
+        self.queue = None
         self.queued = 0
         self.local_closed = False
         self.remote_closed = False

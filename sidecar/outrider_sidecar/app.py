@@ -67,6 +67,7 @@ class Sidecar:
     """One process. `start`, then `run_until_stopped`."""
 
     def __init__(self, settings: config.Settings, loop: asyncio.AbstractEventLoop):
+        self.version = __version__
         self.settings = settings
         self.draining = False
         self.started = False
@@ -100,7 +101,7 @@ class Sidecar:
         self.series = Series()
         self.export, self._export_rpcs = exporters(settings, self.reactor, self._client_tls)
         self.access_log = AccessLog(settings.access_log) if settings.access_log else None
-        self._checks = Checks(runtime, rpc_factory(self.reactor, self._client_tls))
+        self._checks = Checks(runtime, rpc_factory(self.reactor, self._client_tls, server_name))
         self.admin = Admin(SidecarView(self))
         self.listeners: dict[str, Listener] = {}
         self._ingress_snapshot: Snapshot | None = None
@@ -328,7 +329,11 @@ def _stamp(path: Path | None) -> tuple[int, int, int] | None:
 async def serve(settings: config.Settings) -> int:
     """Run one sidecar until a signal ends it; the process's exit code."""
     loop = asyncio.get_running_loop()
-    sidecar = Sidecar(settings, loop)
+    try:
+        sidecar = Sidecar(settings, loop)
+    except OSError as error:  # a certificate that cannot be used
+        print(f"outrider-sidecar: {error.strerror or error}", file=sys.stderr)
+        return 2
     try:
         await sidecar.start()
     except OSError as error:

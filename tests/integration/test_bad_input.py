@@ -6,7 +6,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import yaml
@@ -155,7 +155,7 @@ class Raw:
     def __init__(self, sidecar: Sidecar):
         self.socket = socket.create_connection(("127.0.0.1", sidecar.ports["egress"]), timeout=15)
 
-    def __enter__(self) -> Raw:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -203,8 +203,19 @@ def serves(sidecar: Sidecar) -> None:
         (frame(5, 4, 1, bytes(4)), PROTOCOL_ERROR),
         (b"\xff\xff\xff\0\0\0\0\0\0", FRAME_SIZE_ERROR),
     ],
-    ids=["data-0", "data-idle", "even-id", "hpack", "settings-size", "window", "increment-0", "ping", "continuation",
-         "push", "too-long"],
+    ids=[
+        "data-0",
+        "data-idle",
+        "even-id",
+        "hpack",
+        "settings-size",
+        "window",
+        "increment-0",
+        "ping",
+        "continuation",
+        "push",
+        "too-long",
+    ],
 )
 def test_connection_errors_get_the_goaway_the_rfc_names(sidecar: Sidecar, data: bytes, code: int) -> None:
     with Raw(sidecar) as raw:
@@ -227,8 +238,18 @@ def test_connection_errors_get_the_goaway_the_rfc_names(sidecar: Sidecar, data: 
         [*REQUEST, ("x", "line\nbreak")],
         replaced("te", "gzip"),
     ],
-    ids=["path-utf8", "path-control", "no-path", "no-method", "upper-case", "connection", "late-pseudo", "two-paths",
-         "line-break", "te"],
+    ids=[
+        "path-utf8",
+        "path-control",
+        "no-path",
+        "no-method",
+        "upper-case",
+        "connection",
+        "late-pseudo",
+        "two-paths",
+        "line-break",
+        "te",
+    ],
 )
 def test_malformed_requests_are_reset_and_never_forwarded(
     sidecar: Sidecar, peer: Peer, fields: list[tuple[str, str]]

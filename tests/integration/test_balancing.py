@@ -127,9 +127,7 @@ def test_every_strategy_reaches_every_endpoint(channel: grpc.Channel, strategy: 
 
 def test_ring_hash_reaches_every_endpoint_over_many_sessions(channel: grpc.Channel) -> None:
     calls = to(channel, "ring_hash")
-    found = {
-        calls.unary(serial=True, metadata=[("x-session-id", f"s{number}")]).result()[:1] for number in range(60)
-    }
+    found = {calls.unary(serial=True, metadata=[("x-session-id", f"s{number}")]).result()[:1] for number in range(60)}
     assert found == {b"a", b"b", b"c"}
 
 

@@ -225,7 +225,8 @@ def test_held_requests_are_capped_too(mesh: Mesh, pair: list[Peer]) -> None:
         bodies = [bytes([number]) * 300_000 for number in range(8)]
         running = [calls.start("Upload", iter([body]), key=key, hold=True) for body in bodies]
         eventually(
-            lambda: sum(call.done() for call in running) + len(pair[0].records(key)) >= 8, "all came through or were cut"
+            lambda: sum(call.done() for call in running) + len(pair[0].records(key)) >= 8,
+            "all came through or were cut",
         )
         with channel_to(sidecar.target) as other:
             assert Calls(other).unary(b"x").result() == b"x"

@@ -78,9 +78,7 @@ def test_a_call_in_flight_outlives_its_endpoint_and_its_agent(
         ({"agnets": []}, "agnets"),
     ],
 )
-def test_a_wrong_file_is_refused_whole(
-    sidecar: Sidecar, calls: Calls, change: dict[str, object], field: str
-) -> None:
+def test_a_wrong_file_is_refused_whole(sidecar: Sidecar, calls: Calls, change: dict[str, object], field: str) -> None:
     before = {**sidecar.config}
     sidecar.config.update(change)
     said = sidecar.reload()
@@ -130,7 +128,9 @@ def test_no_call_is_lost_by_reloads_under_load(sidecar: Sidecar, peers: list[Pee
         sidecar.config["agents"] = [agent("solo", *sets[turn % 3], timeout_ms=10_000 + turn)]
         assert sidecar.reload() == "applied"
         enough = [count + 3 for count in done]
-        eventually(lambda enough=enough: all(a >= b for a, b in zip(done, enough, strict=True)) or failed, "calls go on")
+        eventually(
+            lambda enough=enough: all(a >= b for a, b in zip(done, enough, strict=True)) or failed, "calls go on"
+        )
     stop.set()
     for thread in threads:
         thread.join()

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
-from tests.sidecars import Calls, Mesh, Peer, Sidecar, agent, channel_to, eventually, new_key, standalone
+from tests.sidecars import Calls, Mesh, Peer, Sidecar, agent, channel_to, eventually, health_of, new_key, standalone
 
 
 @pytest.fixture(scope="module")
@@ -54,21 +54,14 @@ def test_calls_in_flight_are_finished(sidecar: Sidecar, peer: Peer, signum: sign
 
 
 def test_health_says_not_serving_while_it_drains(sidecar: Sidecar, peer: Peer) -> None:
-    from grpc_health.v1 import health_pb2, health_pb2_grpc
-
     key = new_key()
     with channel_to(sidecar.target) as channel:
         held = Calls(channel).start("Unary", b"x", key=key, hold=True)
         peer.record(key)
         with channel_to(sidecar.target) as other:
-            health = health_pb2_grpc.HealthStub(other)
-            asked = health_pb2.HealthCheckRequest()
-            assert health.Check(asked, timeout=10).status == health_pb2.HealthCheckResponse.SERVING
+            assert health_of(other) == "SERVING"
             sidecar.terminate()
-            eventually(
-                lambda: health.Check(asked, timeout=10).status == health_pb2.HealthCheckResponse.NOT_SERVING,
-                "health says NOT_SERVING",
-            )
+            eventually(lambda: health_of(other) == "NOT_SERVING", "health says NOT_SERVING")
         peer.control("release", key=key)
         assert held.result() == b"x"
     assert sidecar.wait_exit() == 0

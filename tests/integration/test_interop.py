@@ -1,10 +1,11 @@
-"""The gRPC interop cases through a sidecar, with grpcio on both ends. Names are those of the interop test descriptions."""
+"""The gRPC interop cases by their names, through a sidecar, with grpcio on both ends."""
 
 from __future__ import annotations
 
 import base64
 import queue
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import pytest
@@ -127,7 +128,7 @@ def test_custom_metadata(calls: Calls, peer: Peer, method: str) -> None:
     initial, trailing = "test_initial_metadata_value", bytes((0xAB,)) * 3
     sent = (("x-grpc-test-echo-initial", initial), ("x-grpc-test-echo-trailing-bin", trailing))
     encoded = base64.b64encode(trailing).decode()
-    plan = {"head": [[sent[0][0], initial]], "tail": [[sent[1][0], encoded]]}
+    plan: dict[str, Any] = {"head": [[sent[0][0], initial]], "tail": [[sent[1][0], encoded]]}
     body = b"x" if method == "Unary" else iter([b"x"])
     call = calls.start(method, body, key=key, metadata=sent, **plan)
     if method == "Unary":

@@ -1,4 +1,4 @@
-"""The native Agent API by our own client, through a sidecar, to simulated agents: usage, caching, fan-out, purge by tag."""
+"""The native Agent API by our client, through a sidecar, to simulated agents: usage, caching, fan-out, tags."""
 
 from __future__ import annotations
 

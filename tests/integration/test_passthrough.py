@@ -110,7 +110,9 @@ def test_status_details_pass_through(calls: Calls) -> None:
 
 
 def test_trailers_after_messages_carry_the_status(calls: Calls) -> None:
-    messages, call = read_all(calls.start("Download", b"", sizes=[4, 4], status=13, message="50% of it", tail=[["x", "y"]]))
+    messages, call = read_all(
+        calls.start("Download", b"", sizes=[4, 4], status=13, message="50% of it", tail=[["x", "y"]])
+    )
     assert messages == [bytes(4)] * 2
     assert (call.code(), call.details()) == (grpc.StatusCode.INTERNAL, "50% of it")
     assert dict(call.trailing_metadata())["x"] == "y"

@@ -1,13 +1,26 @@
-"""Failures an agent's endpoints cause and a caller should not see: retries, hedges, breakers, limits, ejection, health."""
+"""Failures of endpoints that a caller should not see: retries, hedges, breakers, limits, ejection, health."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import pytest
 
-from tests.sidecars import Calls, Mesh, Peer, Sidecar, agent, channel_to, eventually, new_key, read_all, standalone
+from tests.sidecars import (
+    Calls,
+    Mesh,
+    Peer,
+    Sidecar,
+    agent,
+    channel_to,
+    eventually,
+    health_of,
+    new_key,
+    read_all,
+    standalone,
+)
 
 UNAVAILABLE, INTERNAL = 14, 13
 OFF = {"enabled": False}
@@ -41,7 +54,9 @@ def sidecar(mesh: Mesh, peer: Peer, other: Peer) -> Sidecar:
         agent("per-try", peer, outlier=OFF, retry={**retry, "per_try_timeout_ms": 100}),
         agent("never", peer, outlier=OFF, retry={"max_attempts": 1}),
         agent("small", peer, outlier=OFF, limits={"max_in_flight": 2}),
-        agent("hedged", peer, other, outlier=OFF, hedge={"enabled": True, "delay_ms": 20, "idempotent_methods": methods}),
+        agent(
+            "hedged", peer, other, outlier=OFF, hedge={"enabled": True, "delay_ms": 20, "idempotent_methods": methods}
+        ),
         agent("ceiling", peer, max_timeout_ms=250),
         agent("default-timeout", peer, timeout_ms=250),
         agent(
@@ -52,8 +67,14 @@ def sidecar(mesh: Mesh, peer: Peer, other: Peer) -> Sidecar:
             balancing={"panic_threshold": 0.0},
             breaker={"enabled": True, "consecutive_failures": 3, "min_open_ms": 300, "max_open_ms": 300, "jitter": 0.0},
         ),
-        agent("outlier", peer, other, retry={"max_attempts": 1}, balancing={"strategy": "round_robin"},
-              outlier={"consecutive_failures": 3, "base_ejection_ms": 1_000, "interval_ms": 200}),
+        agent(
+            "outlier",
+            peer,
+            other,
+            retry={"max_attempts": 1},
+            balancing={"strategy": "round_robin"},
+            outlier={"consecutive_failures": 3, "base_ejection_ms": 1_000, "interval_ms": 200},
+        ),
     ]
     return mesh.sidecar({"default_agent": "plain", "agents": agents})
 
@@ -137,9 +158,7 @@ def test_a_request_of_many_frames_is_replayed_whole(channel: grpc.Channel, peer:
 
 def test_requests_of_a_stream_are_replayed(channel: grpc.Channel, peer: Peer) -> None:
     key = new_key()
-    call = to(channel, "plain").start(
-        "Upload", iter([bytes(1_000)] * 50), key=key, fail_first=1, status=UNAVAILABLE
-    )
+    call = to(channel, "plain").start("Upload", iter([bytes(1_000)] * 50), key=key, fail_first=1, status=UNAVAILABLE)
     assert call.result() == b"50000"
     assert len(peer.records(key)) == 2
 
@@ -208,10 +227,11 @@ def test_calls_past_the_limit_are_refused_and_places_come_back(channel: grpc.Cha
 def test_timeouts_of_the_policy(channel: grpc.Channel, peer: Peer, agent_id: str) -> None:
     key = new_key()
     timeout_s = 3_000 if agent_id == "ceiling" else None
-    call = channel.unary_unary("/test.Agent/Unary").future(
-        b"", metadata=[("x-agent-id", agent_id), ("x-key", key), ("x-do", '{"hold": true}')], timeout=timeout_s
+    call: Any = channel.unary_unary("/test.Agent/Unary").future(
+        b"", metadata=(("x-agent-id", agent_id), ("x-key", key), ("x-do", '{"hold": true}')), timeout=timeout_s
     )
-    assert call.exception().code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    call.exception()
+    assert call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert peer.record(key)["left_s"] <= 0.25
     peer.wait_outcome(key, "cancelled")
 
@@ -277,18 +297,12 @@ def test_active_health_checks(mesh: Mesh, peer: Peer, other: Peer) -> None:
 
 def test_the_sidecars_own_health_and_reflection(mesh: Mesh, peer: Peer) -> None:
     """Only where no agent is named; with one, the agent's own are asked."""
-    from grpc_health.v1 import health_pb2, health_pb2_grpc
-
     sidecar = mesh.sidecar(standalone(peer), "own")
     with channel_to(sidecar.target) as channel:
-        health = health_pb2_grpc.HealthStub(channel)
-        serving = health_pb2.HealthCheckResponse.SERVING
-        assert health.Check(health_pb2.HealthCheckRequest(), timeout=10).status == serving
+        assert health_of(channel) == "SERVING"
         peer.control("health", serving=False)
-        asked = health.Check(health_pb2.HealthCheckRequest(), timeout=10, metadata=[("x-agent-id", "solo")])
-        assert asked.status == health_pb2.HealthCheckResponse.NOT_SERVING
-        assert health.Check(health_pb2.HealthCheckRequest(), timeout=10).status == serving
+        assert health_of(channel, metadata=[("x-agent-id", "solo")]) == "NOT_SERVING"
+        assert health_of(channel) == "SERVING"
         peer.control("health", serving=True)
-        with pytest.raises(grpc.RpcError) as unknown:
-            health.Check(health_pb2.HealthCheckRequest(service="no.Such"), timeout=10)
-        assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
+        with pytest.raises(grpc.RpcError, match="NOT_FOUND"):
+            health_of(channel, "no.Such")

@@ -152,7 +152,7 @@ def test_a_call_that_ends_at_the_sidecar_leaves_a_span(calls: Calls, collector: 
 
 def test_a_cancelled_call_leaves_a_span(calls: Calls, peer: Peer, collector: Peer) -> None:
     key = new_key()
-    trace = "%032x" % 0xC0FFEE
+    trace = f"{0xC0FFEE:032x}"
     call = calls.start("Unary", key=key, hold=True, metadata=[("traceparent", f"00-{trace}-{PARENT}-01")])
     peer.record(key)
     call.cancel()
@@ -161,7 +161,7 @@ def test_a_cancelled_call_leaves_a_span(calls: Calls, peer: Peer, collector: Pee
 
 
 def test_an_expired_call_leaves_a_span(calls: Calls, collector: Peer) -> None:
-    trace = "%032x" % 0xDEAD
+    trace = f"{0xDEAD:032x}"
     sent = [("traceparent", f"00-{trace}-{PARENT}-01")]
     calls.unary(key=new_key(), hold=True, timeout_s=0.1, metadata=sent)
     span = eventually(lambda: [one for one in exported(collector) if one.trace_id.hex() == trace], "it is exported")[0]
@@ -210,7 +210,7 @@ def test_trace_context_in_and_out(calls: Calls, peer: Peer, collector: Peer) -> 
 
 
 def test_a_caller_that_does_not_sample_is_heard(calls: Calls, peer: Peer, collector: Peer) -> None:
-    key, trace = new_key(), "%032x" % 0x5A5A
+    key, trace = new_key(), f"{0x5A5A:032x}"
     calls.unary(b"", key=key, metadata=[("traceparent", f"00-{trace}-{PARENT}-00")]).result()
     assert dict(peer.record(key)["metadata"])["traceparent"].endswith("-00")
     span_of(collector, calls.unary(b""))  # what was recorded later is there
@@ -244,8 +244,13 @@ def test_a_dead_collector_fails_no_call_and_drops_are_counted(mesh: Mesh, peer: 
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         config = {**standalone(peer), "telemetry": {"otlp": f"127.0.0.1:{closed.getsockname()[1]}"}}
-        sidecar = mesh.sidecar(config, "dead", OTEL_BSP_SCHEDULE_DELAY="10", OTEL_BSP_MAX_QUEUE_SIZE="64",
-                               OTEL_BSP_MAX_EXPORT_BATCH_SIZE="16")
+        sidecar = mesh.sidecar(
+            config,
+            "dead",
+            OTEL_BSP_SCHEDULE_DELAY="10",
+            OTEL_BSP_MAX_QUEUE_SIZE="64",
+            OTEL_BSP_MAX_EXPORT_BATCH_SIZE="16",
+        )
         with channel_to(sidecar.target) as channel:
             calls = Calls(channel)
             running = [calls.start("Unary", b"x") for _ in range(400)]

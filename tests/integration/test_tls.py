@@ -115,9 +115,7 @@ def test_a_client_certificate_is_asked_for_and_checked(
             )
 
 
-def test_a_renewed_certificate_serves_new_connections_and_old_ones_stay(
-    sidecar: Sidecar, authority: Authority
-) -> None:
+def test_a_renewed_certificate_serves_new_connections_and_old_ones_stay(sidecar: Sidecar, authority: Authority) -> None:
     with channel_to(sidecar.target, credentials(authority)) as channel:
         calls = Calls(channel)
         calls.unary(b"x").result()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from outrider_http2 import frames
 from outrider_http2.head import Head, Rest
+from outrider_http2.stream import Handler
 from outrider_sidecar.core import errors
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 ABORTED = -1  # the status an attempt cancelled by us ends with
 
 
-class Attempt:
+class Attempt(Handler):
     """A try under way. `start` once; afterwards it reports to its call."""
 
     __slots__ = (

@@ -19,7 +19,7 @@ from outrider_sidecar.core import errors
 from outrider_sidecar.core.request import Request
 
 if TYPE_CHECKING:
-    from outrider_http2.stream import Stream
+    from outrider_http2.stream import Sink, Stream
     from outrider_sidecar.core.attempt import Attempt
     from outrider_sidecar.core.payload import Payload, ReplyFacts, ReplyReader, RequestFacts
     from outrider_sidecar.core.runtime import Route, Runtime, Snapshot
@@ -86,7 +86,7 @@ class Call(Request):
     )
 
     def __init__(
-        self, runtime: Runtime, snapshot: Snapshot, down: Any, head: Head, rest: Rest, ended: bool, now: float
+        self, runtime: Runtime, snapshot: Snapshot, down: Sink, head: Head, rest: Rest, ended: bool, now: float
     ):
         super().__init__(runtime, down, head, rest, ended)
         self.snapshot = snapshot
@@ -163,7 +163,7 @@ class Call(Request):
         self.deadline = when
         self.timer = self.runtime.wheel.at(when, self.expire) if when else None
 
-    def detach(self, down: Any) -> Call:
+    def detach(self, down: Sink) -> Call:
         """A call of its own for the same request, whose reply goes to `down`; it continues at the same step."""
         call = Call(self.runtime, self.snapshot, down, self.head, self.rest, True, self.runtime.clock())
         call.route = self.route
@@ -178,7 +178,7 @@ class Call(Request):
         call.payload = self.payload
         return call
 
-    def hand_over(self, down: Any) -> Call:
+    def hand_over(self, down: Sink) -> Call:
         """Everything under way goes to a call of its own, except the caller and the span, which end here."""
         call = self.detach(down)
         call.done = self.done[1:]  # all but the outermost: the record of this call

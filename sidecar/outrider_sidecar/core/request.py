@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from outrider_http2.head import Head, Rest
+from outrider_http2.stream import Handler, Sink
 from outrider_sidecar.core.errors import RESOURCE_EXHAUSTED
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 BODY_BYTES_UNCOUNTED = 16 * 1024  # smaller bodies are bounded by the number of streams
 
 
-class Request:
+class Request(Handler):
     """See the module. `down` is a stream, or anything with its sending half."""
 
     __slots__ = (
@@ -41,7 +42,7 @@ class Request:
         "uncredited",
     )
 
-    def __init__(self, runtime: Runtime, down: Any, head: Head, rest: Rest, ended: bool):
+    def __init__(self, runtime: Runtime, down: Sink, head: Head, rest: Rest, ended: bool):
         self.runtime = runtime
         self.down = down
         self.head = head

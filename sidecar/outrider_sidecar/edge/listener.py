@@ -21,6 +21,7 @@ from outrider_sidecar.core.call import Call
 from outrider_sidecar.core.runtime import Runtime, Snapshot
 
 _BACKLOG = 1_024
+SSL_SHUTDOWN_S = 1.0  # how long a peer that does not answer the end of TLS is waited for
 
 
 class Listener:
@@ -52,13 +53,22 @@ class Listener:
         """Bind and listen; OSError when the address cannot be had."""
         loop = self._reactor.loop
         self._tls = tls is not None
+        goodbye_s = SSL_SHUTDOWN_S if tls is not None else None
         if isinstance(address, str):
             _remove_stale_socket(Path(address))
-            self._server = await loop.create_unix_server(self._make, address, ssl=tls, backlog=_BACKLOG)
+            self._server = await loop.create_unix_server(
+                self._make, address, ssl=tls, backlog=_BACKLOG, ssl_shutdown_timeout=goodbye_s
+            )
             return
         host, port = address
         self._server = await loop.create_server(
-            self._make, host, port, ssl=tls, backlog=_BACKLOG, reuse_port=reuse_port or None
+            self._make,
+            host,
+            port,
+            ssl=tls,
+            backlog=_BACKLOG,
+            reuse_port=reuse_port or None,
+            ssl_shutdown_timeout=goodbye_s,
         )
         self.port = self._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
 

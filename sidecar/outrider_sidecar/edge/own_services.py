@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from outrider_http2.stream import Stream
 from outrider_sidecar.core import errors
 from outrider_sidecar.core.call import Call, Step
 from outrider_sidecar.core.payload import UNKNOWN_ENCODING
@@ -85,9 +86,11 @@ class Streams:
         for call, look in list(self._open.items()):
             if call.over:
                 continue
-            stuck = call.down.queue is not None
+            down = call.down
+            stuck = down.queue is not None
             look(call)
-            if not call.over and call.down.conn.draining and (stuck or call.down.queue is None):
+            draining = isinstance(down, Stream) and down.conn.draining
+            if not call.over and draining and (stuck or down.queue is None):
                 call.fail(errors.UNAVAILABLE, "the sidecar is draining this connection")
         turn.end()
         if self._open and self._timer is None:

@@ -63,11 +63,14 @@ def connector_factory(
     return connector
 
 
-def rpc_factory(reactor: Reactor, tls: Contexts | None) -> Callable[[Endpoint, Agent], Rpc]:
+def rpc_factory(
+    reactor: Reactor, tls: Contexts | None, name_of: Callable[[str, str], str]
+) -> Callable[[Endpoint, Agent], Rpc]:
     """Calls of our own to an endpoint (health checks)."""
 
     def rpc(endpoint: Endpoint, agent: Agent) -> Rpc:
-        return Rpc(reactor, endpoint.address, _context_for(tls, agent.tls), agent.server_name)
+        server_name = agent.server_name or name_of(agent.agent_id, endpoint.address)
+        return Rpc(reactor, endpoint.address, _context_for(tls, agent.tls), server_name)
 
     return rpc
 

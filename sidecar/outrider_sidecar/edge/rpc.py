@@ -17,7 +17,7 @@ from outrider_http2.client import ClientConnection
 from outrider_http2.head import Head, Rest
 from outrider_http2.hpack import literal
 from outrider_http2.shell import Reactor, Shell
-from outrider_http2.stream import Stream
+from outrider_http2.stream import Handler, Stream
 from outrider_sidecar.core import errors
 from outrider_sidecar.edge.upstream import dial
 
@@ -34,7 +34,7 @@ class RpcReply(NamedTuple):
     pushback_ms: int | None = None
 
 
-class _Unary:
+class _Unary(Handler):
     """The stream handler of one call."""
 
     def __init__(self, done: asyncio.Future[RpcReply]):

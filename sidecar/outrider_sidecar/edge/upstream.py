@@ -28,13 +28,14 @@ MAX_WAITING = 4_096
 DIAL_TIMEOUT_S = 5.0
 CALL_DRIVEN_DIAL_S = 0.2  # calls cut a longer backoff short, but not below this
 KEEPALIVE_S = 20.0
+SSL_SHUTDOWN_S = 1.0
 
 
 def split_address(address: str) -> tuple[str, int] | str:
     """(host, port) of `host:port`, `[v6]:port` or `dns:host:port`; the path of `unix:/path`."""
     if address.startswith("unix:"):
         return address[5:]
-    host, _, port = address.removeprefix("dns:").removeprefix("//").rpartition(":")
+    host, _, port = address.removeprefix("dns:").removeprefix("///").rpartition(":")
     return host.strip("[]"), int(port)
 
 
@@ -55,11 +56,15 @@ async def dial(
     where = split_address(address)
     if isinstance(where, str):
         name = _name(tls, server_name, "localhost")
-        await reactor.loop.create_unix_connection(lambda: shell, where, ssl=tls, server_hostname=name)
+        await reactor.loop.create_unix_connection(
+            lambda: shell, where, ssl=tls, server_hostname=name, ssl_shutdown_timeout=_goodbye_s(tls)
+        )
     else:
         host, port = where
         name = _name(tls, server_name, host)
-        await reactor.loop.create_connection(lambda: shell, host, port, ssl=tls, server_hostname=name)
+        await reactor.loop.create_connection(
+            lambda: shell, host, port, ssl=tls, server_hostname=name, ssl_shutdown_timeout=_goodbye_s(tls)
+        )
     if tls is not None and shell.transport.get_extra_info("ssl_object").selected_alpn_protocol() != "h2":
         shell.close()
         raise OSError("the peer does not speak HTTP/2 (ALPN h2)")
@@ -67,6 +72,11 @@ async def dial(
     if sock is not None and sock.family != socket.AF_UNIX:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return shell
+
+
+def _goodbye_s(tls: ssl.SSLContext | None) -> float | None:
+    """How long a peer that does not answer the end of TLS is waited for."""
+    return SSL_SHUTDOWN_S if tls else None
 
 
 def _name(tls: ssl.SSLContext | None, server_name: str, host: str) -> str | None:

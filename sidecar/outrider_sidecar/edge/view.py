@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-from outrider import __version__
 from outrider_http2.shell import Reactor
 from outrider_sidecar import config
 from outrider_sidecar.core import call
@@ -27,6 +26,7 @@ COMPILED = not call.__file__.endswith(".py")
 class Sidecar(Protocol):
     """What the composition root offers to be looked at."""
 
+    version: str
     settings: config.Settings
     draining: bool
     started: bool
@@ -152,7 +152,7 @@ class SidecarView:
         connections: list[tuple[Labels, float]] = [
             ((name,), listener.connections) for name, listener in sidecar.listeners.items()
         ]
-        build: list[tuple[Labels, float]] = [((__version__, "true" if COMPILED else "false"), 1)]
+        build: list[tuple[Labels, float]] = [((self._sidecar.version, "true" if COMPILED else "false"), 1)]
         yield Family("outrider_build_info", "gauge", "What runs: always 1.", ("version", "compiled"), build)
         yield Family("outrider_calls_in_flight", "gauge", "Calls not over yet.", (), [((), len(sidecar.runtime.calls))])
         yield Family("outrider_held_bytes", "gauge", "Bytes waiting for a peer.", (), [((), ledger.held_bytes)])

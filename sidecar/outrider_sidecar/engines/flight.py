@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from outrider_http2.head import Head
+from outrider_http2.stream import Sink
 from outrider_sidecar.core import errors
 from outrider_sidecar.core.call import Call
 
@@ -36,11 +37,13 @@ class Owner(Protocol):
         ...
 
 
-class Nobody:
+class Nobody(Sink):
     """The sending half of a call whose caller is gone or never was."""
 
-    queue = None
-    remote_closed = True
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        self.queue = None
 
     def send_head(self, head: Head, extra: bytes = b"", end: bool = False) -> None:
         pass

@@ -19,7 +19,7 @@ from outrider_http2.head import Head, Rest
 from outrider_http2.limits import Limits
 from outrider_http2.server import ServerConnection
 from outrider_http2.shell import Reactor, Shell, clock
-from outrider_http2.stream import Stream
+from outrider_http2.stream import Handler, Stream
 from tests.conformance.http2 import wire
 
 OK = Head(((b"content-type", b"application/grpc"),), status=200)
@@ -121,7 +121,7 @@ class RawPeer:
             await self.writer.wait_closed()
 
 
-class Answering:
+class Answering(Handler):
     """The handler of a stream of the test server; the path says what it does.
 
     `/echo` sends the request's bytes back when it has ended; `/early` answers at once and resets with NO_ERROR; `/hold`
@@ -227,7 +227,7 @@ async def connected(port: int, preface: bytes | None = None) -> AsyncIterator[Ra
 
 
 @dataclass
-class Heard:
+class Heard(Handler):
     """What the handler of a client's stream was told."""
 
     heads: list[tuple[Head, bool]] = field(default_factory=list)

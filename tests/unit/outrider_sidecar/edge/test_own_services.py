@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, Serv
 from outrider.policy import Agent, EndpointPolicy, Policy
 from outrider_http2.client import ClientConnection
 from outrider_http2.head import Head
+from outrider_http2.stream import Handler
 from outrider_sidecar.core import errors
 from outrider_sidecar.edge import own_services as own
 from outrider_sidecar.edge.upstream import dial
@@ -242,7 +243,7 @@ async def test_what_reflection_does_not_know_is_an_error_in_the_reply(served: Se
     assert (await talk.read()).HasField("list_services_response")
 
 
-class Reader:
+class Reader(Handler):
     """The receiving side of one stream of our own client: what came, and how it ended."""
 
     def __init__(self) -> None:
