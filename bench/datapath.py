@@ -1,11 +1,11 @@
 """The data path without sockets: CPU per unary call inside one process, to profile and to compare changes.
 
-    python -m bench.datapath [--calls N] [--in-flight 32] [--bytes 1024] [--profile] [--plain | --hits]
+    python -m bench.datapath [--calls N] [--in-flight 32] [--bytes 1024] [--profile] [--plain | --hits | --store]
 
 Received bytes are fed to the real server connection, the real filter chain and the real client connection; what they
 would write is discarded, replies are built from the stream ids that must come next. So the figure is ours alone: no
-kernel, no peer, little noise. By default every call misses the cache, is recorded and stored not (too large);
-`--hits` answers all from the cache; `--plain` leaves out cache and span export.
+kernel, no peer, little noise. By default every call misses the cache, is recorded and not stored (too large);
+`--store` stores them all in a full cache, `--hits` answers all from it; `--plain` leaves out cache and span export.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class _Loop:
 class Path:
     """One sidecar's data path with one client connection and one upstream connection."""
 
-    def __init__(self, size: int, in_flight: int, full: bool, hits: bool = False):
+    def __init__(self, size: int, in_flight: int, full: bool, hits: bool = False, store: bool = False):
         self.reactor = Reactor(_Loop(), Limits(), app.OWNED)  # type: ignore[arg-type]
         runtime = self.runtime = Runtime(self.reactor, time.monotonic, time.time, random.Random(1))
         runtime.epochs, runtime.payloads, runtime.sampler = Epochs(), Payloads(7), parse_sampler("")
@@ -76,7 +76,7 @@ class Path:
         optimization = Optimization(
             cache_enabled=full, cache_methods=("/bench.Echo/Unary",), cache_max_bytes=2**23
         )
-        if not hits:
+        if not hits and not store:
             optimization = replace(optimization, cache_max_object_bytes=64)
         agent = Agent("a", (EndpointPolicy("127.0.0.1:9001"),), optimization=optimization)
         runtime.snapshot = stack.compile_snapshot(Policy({"a": agent}, "a"), runtime)
@@ -156,8 +156,9 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--plain", action="store_true")
     parser.add_argument("--hits", action="store_true")
+    parser.add_argument("--store", action="store_true")
     options = parser.parse_args()
-    path = Path(options.bytes, options.in_flight, not options.plain, options.hits)
+    path = Path(options.bytes, options.in_flight, not options.plain, options.hits, options.store)
     batches = max(1, options.calls // options.in_flight)
     if options.profile:
         profile = cProfile.Profile()

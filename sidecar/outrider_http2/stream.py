@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SHUT = -(1 << 40)  # the window of a side that has ended: no credit opens it
 
 
-@mypyc_attr(allow_interpreted_subclass=True)
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Handler:
     """Who owns a stream's incoming side. Every method may send on any stream, or reset it."""
 

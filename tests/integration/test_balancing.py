@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import pytest
@@ -65,7 +66,7 @@ def to(channel: grpc.Channel, agent_id: str) -> Calls:
     return Calls(channel, [("x-agent-id", agent_id)])
 
 
-def spread(calls: Calls, count: int, **more: object) -> Counter[str]:
+def spread(calls: Calls, count: int, **more: Any) -> Counter[str]:
     """Endpoint name -> calls, of `count` calls one after the other."""
     return Counter(calls.unary(serial=True, **more).result().split(b":")[0].decode() for _ in range(count))
 

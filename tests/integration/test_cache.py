@@ -86,7 +86,7 @@ def test_a_hit_has_its_own_ids(channel: grpc.Channel) -> None:
 
 def test_metadata_and_trailers_of_the_reply_are_replayed(channel: grpc.Channel) -> None:
     calls, body = to(channel), new_key().encode()
-    plan = {"head": [["x-early", "1"], ["x-early", "2"]], "tail": [["x-late-bin", "AAE="]]}
+    plan: dict[str, Any] = {"head": [["x-early", "1"], ["x-early", "2"]], "tail": [["x-late-bin", "AAE="]]}
     for verdict in ("miss", "hit"):
         call = calls.unary(body, **plan)
         assert trailers(call)["x-outrider-cache"] == verdict

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import pytest
@@ -169,7 +170,7 @@ def test_any_mixture_leaves_nothing_behind(mesh: Mesh, pair: list[Peer], seed: i
         running = []
         for number in range(400):
             body = bytes(rng.choice((0, 10, 3_000, 70_000)))
-            do = rng.choice(
+            do: dict[str, Any] = rng.choice(
                 ({}, {"hold": True}, {"status": 14}, {"status": 13}, {"size": 100_000}, {"fail_first": 1, "status": 14})
             )
             method = rng.choice(("Unary", "Other", "Download", "Upload", "Chat"))

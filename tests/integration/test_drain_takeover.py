@@ -103,19 +103,23 @@ class Load:
 
     def __init__(self, target: str, callers: int = 4):
         self.target = target
-        self.done = 0
+        self._done = [0] * callers
         self.failed: list[tuple[str, str]] = []
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(callers)
-        self._running = [self._pool.submit(self._call) for _ in range(callers)]
+        self._running = [self._pool.submit(self._call, number) for number in range(callers)]
 
-    def _call(self) -> None:
+    @property
+    def done(self) -> int:
+        return sum(self._done)
+
+    def _call(self, number: int) -> None:
         with channel_to(self.target, options=[("grpc.initial_reconnect_backoff_ms", 100)]) as channel:
             calls = Calls(channel)
             while not self._stop.is_set():
                 call = calls.unary(b"x")
                 if call.code() is grpc.StatusCode.OK:
-                    self.done += 1
+                    self._done[number] += 1
                 else:
                     self.failed.append((call.code().name, call.details()))
                     return  # a caller without a sidecar would fail for ever
@@ -142,10 +146,10 @@ def test_sigterm_under_load_loses_no_call_that_was_taken(mesh: Mesh, peer: Peer)
     load.stop()
     outcomes = {record["outcome"] for record in peer.records()}
     assert outcomes == {"done"}
+    assert len(peer.records()) == load.done, "every call that came to the agent was answered"
+    # Calls that no stream was opened for: the port is closed, or the GOAWAY leaves them out. None was taken and dropped.
     assert {code for code, _ in load.failed} <= {"UNAVAILABLE"}
-    unsaved = [details for _, details in load.failed if "onnect" not in details and "refused" not in details]
-    assert unsaved == []
-    assert len(peer.records()) == load.done
+    assert [details for _, details in load.failed if "shutting down" in details] == []
 
 
 def test_a_second_process_takes_the_port_over_under_load(mesh: Mesh, peer: Peer) -> None:

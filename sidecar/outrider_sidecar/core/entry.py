@@ -75,7 +75,7 @@ class Entry:
         tags: tuple[str, ...] = (),
         tokens: tuple[int, int] = (0, 0),
     ):
-        if len(tags) > MAX_TAGS or any(len(tag) > MAX_TAG_CHARS for tag in tags):
+        if tags and (len(tags) > MAX_TAGS or max(map(len, tags)) > MAX_TAG_CHARS):
             raise ValueError(f"an entry carries at most {MAX_TAGS} tags of at most {MAX_TAG_CHARS} characters")
         self.key = key
         self.head = head
@@ -90,8 +90,9 @@ class Entry:
             + head_bytes
             + sum(map(len, chunks))
             + CHUNK_OVERHEAD_BYTES * len(chunks)
-            + sum([TAG_OVERHEAD_BYTES + len(tag) for tag in tags])
         )
+        for tag in tags:
+            self.weight_bytes += TAG_OVERHEAD_BYTES + len(tag)
         self.stored_at = 0.0
         self.fresh_until = 0.0
         self.stale_until = 0.0

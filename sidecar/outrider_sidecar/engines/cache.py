@@ -25,7 +25,8 @@ __all__ = ["Cache", "Entry", "TierCount"]
 TIERS = ("llm", "tool", "raw")
 _STORES = {"lru": cachetools.LRUCache, "lfu": cachetools.LFUCache}
 _MISS: tuple[None, bool] = (None, False)
-_SWEPT_PER_PUT = 4
+_SWEEP_EVERY = 64  # puts; a sweep in passing would cost each of them a microsecond more
+_SWEPT = 128  # entries then: twice the puts, so that a round ends
 _CLOCK_SLACK_S = 60.0
 
 _weight = attrgetter("weight_bytes")
@@ -65,6 +66,7 @@ class Cache:
         "_rng",
         "_store",
         "_tags",
+        "_unswept",
         "by_tier",
         "evictions",
         "expired",
@@ -90,6 +92,7 @@ class Cache:
         self._rng = rng
         self._tags: dict[str, set[bytes]] = {}
         self._cursor: list[bytes] = []  # keys the sweep has still to visit in this round
+        self._unswept = 0  # puts since the last sweep
         self.by_tier = {tier: TierCount() for tier in TIERS}
         self.evictions = 0  # for space
         self.expired = 0  # past their life
@@ -159,7 +162,10 @@ class Cache:
         entry.stale_until = entry.fresh_until + fresh_s * self.stale_ratio
         self._place(entry)
         self.by_tier[entry.tier].stored += 1
-        self.sweep(now, _SWEPT_PER_PUT)
+        self._unswept += 1
+        if self._unswept >= _SWEEP_EVERY:
+            self._unswept = 0
+            self.sweep(now, _SWEPT)
         return True
 
     def restore(self, entry: Entry, now: float) -> bool:
