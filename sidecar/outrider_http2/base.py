@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from outrider_http2 import frames
 from outrider_http2.head import Head, Heads, Rest
@@ -19,9 +19,9 @@ from outrider_http2.limits import Bucket, Limits
 from outrider_http2.stream import SHUT, Ledger, Stream
 from outrider_http2.turn import Turn
 
-KNOWN_BLOCKS = 512  # encoded or decoded blocks remembered per connection
-KNOWN_BLOCK_BYTES = 1_024
-OWED = "too many answers owed to a peer that does not read"
+KNOWN_BLOCKS: Final = 512  # encoded or decoded blocks remembered per connection
+KNOWN_BLOCK_BYTES: Final = 1_024
+OWED: Final = "too many answers owed to a peer that does not read"
 
 
 def nowhere(_: Any) -> None:

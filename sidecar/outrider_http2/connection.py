@@ -9,6 +9,8 @@ Deliberately not here: roles (`server`, `client`), sockets (`shell`), message fr
 
 from __future__ import annotations
 
+from typing import Final
+
 from outrider_http2 import frames
 from outrider_http2.base import KNOWN_BLOCK_BYTES, KNOWN_BLOCKS, Base, Fault
 from outrider_http2.fields import FieldError
@@ -17,8 +19,8 @@ from outrider_http2.head import Head, Rest
 from outrider_http2.hpack import HeaderListTooLarge, HpackError
 from outrider_http2.stream import Stream
 
-_BLOCK_UNITS = 4  # what a header block costs of a turn, where another frame costs one
-_WINDOWS_PER_UNIT = 16  # windows moved by one SETTINGS value
+_BLOCK_UNITS: Final = 4  # what a header block costs of a turn, where another frame costs one
+_WINDOWS_PER_UNIT: Final = 16  # windows moved by one SETTINGS value
 
 
 class Connection(Base):
@@ -50,6 +52,9 @@ class Connection(Base):
         self.more = False
         at, end = 0, len(data)
         units = self.limits.turn_units
+        word: int
+        flags: int
+        stream_id: int
         try:
             if self.first_frame:
                 at = self.start(data)
@@ -428,7 +433,7 @@ def _unpad(data: bytes, at: int, stop: int) -> tuple[int, int]:
     return at + 1, stop - pad
 
 
-_KINDS = (
+_KINDS: Final = (
     Connection._on_data,
     Connection._on_headers,
     Connection._on_priority,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 Field = tuple[bytes, bytes]
 
@@ -21,21 +22,23 @@ class FieldError(Exception):
     """The message is malformed: PROTOCOL_ERROR on the stream."""
 
 
-_NAME_BYTES = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz"
-_TOKEN_BYTES = _NAME_BYTES + b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_PRINTABLE_BYTES = bytes(range(0x21, 0x7F))
-_PLAIN_BYTES = bytes(sorted(set(range(256)) - set(b"\0\r\n\t ")))  # in a value these are never wrong
-_BAD_VALUE = re.compile(rb"[\0\r\n]|\A[ \t]|[ \t]\Z")
-_NULS = bytes(256)
-_SCHEME = re.compile(rb"[a-zA-Z][a-zA-Z0-9+.-]*")
-_REQUEST_PSEUDO = frozenset((b":method", b":scheme", b":authority", b":path"))
-_MAX_LENGTH_DIGITS = 18
+_NAME_BYTES: Final = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz"
+_TOKEN_BYTES: Final = _NAME_BYTES + b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_PRINTABLE_BYTES: Final = bytes(range(0x21, 0x7F))
+_PLAIN_BYTES: Final = bytes(sorted(set(range(256)) - set(b"\0\r\n\t ")))  # in a value these are never wrong
+_BAD_VALUE: Final = re.compile(rb"[\0\r\n]|\A[ \t]|[ \t]\Z")
+_NULS: Final = bytes(256)
+_SCHEME: Final = re.compile(rb"[a-zA-Z][a-zA-Z0-9+.-]*")
+_REQUEST_PSEUDO: Final = frozenset((b":method", b":scheme", b":authority", b":path"))
+_MAX_LENGTH_DIGITS: Final = 18
 
 # Names of one hop, which HTTP/2 does not have.
-_CONNECTION_NAMES = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"))
+_CONNECTION_NAMES: Final = frozenset(
+    (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
+)
 
 # Names known to be good: nothing to look at. `te` and `host` are not among them: their values matter.
-_KNOWN_NAMES = frozenset(
+_KNOWN_NAMES: Final = frozenset(
     b"accept accept-encoding authorization content-encoding content-length content-type cookie date "
     b"grpc-accept-encoding grpc-encoding grpc-message grpc-previous-rpc-attempts grpc-retry-pushback-ms "
     b"grpc-status grpc-status-details-bin grpc-tags-bin grpc-timeout grpc-trace-bin server traceparent tracestate "

@@ -9,13 +9,15 @@ Deliberately not here: what the fields mean.
 
 from __future__ import annotations
 
+from typing import Final
+
 from outrider_http2.fields import content_length, request_parts, response_parts, trailer_parts
 from outrider_http2.hpack import literal
 
 Fields = tuple[tuple[bytes, bytes], ...]
 
 # Fields whose values are (nearly) unique per call: kept out of heads so that heads repeat.
-VOLATILE = frozenset(
+VOLATILE: Final = frozenset(
     {
         b"content-length",
         b"date",

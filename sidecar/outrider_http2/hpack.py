@@ -14,25 +14,26 @@ marked as never indexed is not handed out: `SENSITIVE` names are never indexed, 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from outrider_http2.hpack_static import SENSITIVE, STATIC, UNIQUE, Field
 from outrider_http2.huffman import HuffmanError
 from outrider_http2.huffman import decode as huffman_decode
 
-ENTRY_OVERHEAD_BYTES = 32  # what the RFC adds to the name and value of a field
-MAX_INTEGER = 1 << 28
-MAX_CONTINUATION_BYTES = 5
-FIRST_DYNAMIC = len(STATIC)
+ENTRY_OVERHEAD_BYTES: Final = 32  # what the RFC adds to the name and value of a field
+MAX_INTEGER: Final = 1 << 28
+MAX_CONTINUATION_BYTES: Final = 5
+FIRST_DYNAMIC: Final = len(STATIC)
 
-BOMB_FACTOR = 4  # header lists above this many times the limit end the connection
-STEP_BYTES = 1024  # how much of a large block is decoded between two looks at the size of its list
-MEMO_BLOCK_BYTES = 1024
-MEMO_BYTES = 65536  # roughly what the memo of one decoder may hold, with this charge for each field:
-MEMO_FIELD_BYTES = 128
+BOMB_FACTOR: Final = 4  # header lists above this many times the limit end the connection
+STEP_BYTES: Final = 1024  # how much of a large block is decoded between two looks at the size of its list
+MEMO_BLOCK_BYTES: Final = 1024
+MEMO_BYTES: Final = 65536  # roughly what the memo of one decoder may hold, with this charge for each field:
+MEMO_FIELD_BYTES: Final = 128
 
-ENCODER_TABLE_BYTES = 4096
-MAX_INSERTED_VALUE_BYTES = 256
-MAX_SEEN = 128
+ENCODER_TABLE_BYTES: Final = 4096
+MAX_INSERTED_VALUE_BYTES: Final = 256
+MAX_SEEN: Final = 128
 
 
 class HpackError(Exception):
@@ -387,10 +388,11 @@ def _string_code(text: bytes) -> bytes:
     return (_SHORT[len(text)] if len(text) < 0x7F else _integer_code(0x00, 0x7F, len(text))) + text
 
 
-_SHORT = tuple(bytes((size,)) for size in range(0x7F))  # length prefixes of short plain strings
-_STATIC_FIELDS = {field: index for index, field in enumerate(STATIC) if index}
-_STATIC_NAMES = {field[0]: index for index, field in reversed(list(enumerate(STATIC))) if index}  # the first of each
-_NAME_CODES = {  # all of a field but its value, for names that are never inserted
+_SHORT: Final = tuple(bytes((size,)) for size in range(0x7F))  # length prefixes of short plain strings
+_STATIC_FIELDS: Final = {field: index for index, field in enumerate(STATIC) if index}
+# The first index of each name.
+_STATIC_NAMES: Final = {field[0]: index for index, field in reversed(list(enumerate(STATIC))) if index}
+_NAME_CODES: Final = {  # all of a field but its value, for names that are never inserted
     name: _integer_code(0x10 if name in SENSITIVE else 0x00, 0x0F, _STATIC_NAMES[name])
     if name in _STATIC_NAMES
     else (b"\x10" if name in SENSITIVE else b"\x00") + _string_code(name)

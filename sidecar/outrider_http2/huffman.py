@@ -12,18 +12,18 @@ Deliberately not here: encoding. Our encoder sends plain strings, which cost les
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 
 class HuffmanError(ValueError):
     """The bytes are not a valid Huffman-coded string."""
 
 
-EOS = 256
+EOS: Final = 256
 
 # Bits in the code of each symbol 0..255 and of EOS. The code is canonical, so the lengths say everything: within a
 # length codes count up in symbol order, and a longer code goes on where the shorter ones stopped.
-CODE_BITS = bytes.fromhex(
+CODE_BITS: Final = bytes.fromhex(
     "0d171c1c1c1c1c1c1c181e1c1c1e1c1c1c1c1c1c1c1c1e1c1c1c1c1c1c1c1c1c060a0a0c0d06080b0a0a080b080606060505"
     "050606060606060607080f060c0a0d06070707070707070707070707070707070707070707070807080d130d0e060f050605"
     "06050606060507070606060506070605050607070707070f0b0e0d1c14161414161616171617171717171817181816171817"
@@ -55,11 +55,11 @@ def _tree() -> list[list[int]]:
 # A row is a list, not an object, because subscribing an exact list is the cheapest step there is. Items 0..255 are the
 # next rows, item 256 is the list of what is emitted, item 257 says whether a string may end here. An unbuilt row is
 # empty. Rows hold no tuple per cell: that would be as fast, five times as large, and work for the garbage collector.
-_NODES = _tree()
-_ROWS: list[list[Any]] = [[] for _ in _NODES]
-_NODE_OF_ROW = {id(row): node for node, row in enumerate(_ROWS)}
-_ROOT = _ROWS[0]
-_DEAD: list[Any] = []  # where EOS leads: it swallows the rest and refuses at the end
+_NODES: Final = _tree()
+_ROWS: Final[list[list[Any]]] = [[] for _ in _NODES]
+_NODE_OF_ROW: Final = {id(row): node for node, row in enumerate(_ROWS)}
+_ROOT: Final = _ROWS[0]
+_DEAD: Final[list[Any]] = []  # where EOS leads: it swallows the rest and refuses at the end
 _DEAD[:] = [*[_DEAD] * 256, [b""] * 256, False]
 
 
@@ -71,7 +71,7 @@ def _padding_nodes() -> set[int]:
     return set(nodes)
 
 
-_PADDING_NODES = _padding_nodes()
+_PADDING_NODES: Final = _padding_nodes()
 
 
 def _build(row: list[Any]) -> None:

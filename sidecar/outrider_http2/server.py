@@ -7,6 +7,7 @@ first (GOAWAY with the highest id, a PING), so that streams already on their way
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from outrider_http2 import frames
 from outrider_http2.base import OWED, Fault
@@ -19,9 +20,9 @@ from outrider_http2.stream import Ledger, Stream
 from outrider_http2.turn import Turn
 
 Accept = Callable[[Stream, Head, Rest, bool], None]
-_DRAIN_PING = b"draining"
-_HEAD_OWED = 4  # a reply's head and trailers weigh as much as so many control frames
-_TOO_LARGE = Head(
+_DRAIN_PING: Final = b"draining"
+_HEAD_OWED: Final = 4  # a reply's head and trailers weigh as much as so many control frames
+_TOO_LARGE: Final = Head(
     (
         (b"content-type", b"application/grpc"),
         (b"grpc-status", b"8"),

@@ -10,7 +10,7 @@ Deliberately not here: parsing, and anything about messages.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from outrider_http2 import frames
 from outrider_http2.compiled import mypyc_attr
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from outrider_http2.connection import Connection
 
 
-SHUT = -(1 << 40)  # the window of a side that has ended: no credit opens it
+SHUT: Final = -(1 << 40)  # the window of a side that has ended: no credit opens it
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -134,7 +134,7 @@ class Stream(Sink):
             and size <= conn.send_window
             and size <= conn.max_send_frame
             and not conn.paused
-        ) or (not size and self.queue is None and not self.local_closed):  # an empty frame needs no window
+        ) or (end and not size and self.queue is None and not self.local_closed):  # an empty frame needs no window
             if not conn.out:
                 conn.turn.add(conn)
             conn.out += (pack_head(size << 8, 1 if end else 0, self.id), data)
@@ -142,7 +142,7 @@ class Stream(Sink):
             conn.send_window -= size
             if end:
                 self._close_local()
-        elif not self.local_closed:
+        elif not self.local_closed and (size or end):
             most = conn.max_send_frame
             for at in range(0, size - most, most):  # whole frames: a part of one is all that is ever copied twice
                 self._wait((data[at : at + most], False), most)

@@ -48,6 +48,7 @@ from outrider_sidecar.payloads import Payloads
 log = logging.getLogger("outrider.sidecar")
 TICK_S = 0.5
 RESOLVE_FIRST_S = 0.3  # how long a start waits for names; later answers are taken as they come
+GOODBYE_S = 1.0  # for peers to read what was written to them
 QUIET_S = 0.5  # without a call: a draining egress closes
 
 # Fields never forwarded as they came: the sidecar writes its own, or the connection does.
@@ -259,6 +260,8 @@ class Sidecar:
     async def _drain(self) -> None:
         """Ingress first; egress serves its agent until that is quiet or the grace ends."""
         grace_ends = clock() + self.settings.drain_grace_s
+        # Calls that are taken last need time as well.
+        accept_ends = grace_ends - min(1.0, self.settings.drain_grace_s / 4)
         log.info("draining, for at most %g s", self.settings.drain_grace_s)
         ingress, egress = self.listeners.get("ingress"), self.listeners["egress"]
         if ingress is not None:
@@ -268,7 +271,7 @@ class Sidecar:
             egress.stop_listening()
         egress.drain()
         quiet_since = clock()
-        while clock() < grace_ends and not self._stop.is_set():
+        while clock() < accept_ends and not self._stop.is_set():
             calls = len(self.runtime.calls)
             if calls:
                 quiet_since = clock()
@@ -304,6 +307,9 @@ class Sidecar:
             await self._cache_file.save()
         for listener in self.listeners.values():
             listener.close()
+        goodbye_ends = clock() + GOODBYE_S
+        while clock() < goodbye_ends and any([listener.connections for listener in self.listeners.values()]):
+            await asyncio.sleep(0.005)
         for state in self.runtime.agents.values():
             if state.pool is not None:
                 state.pool.close()

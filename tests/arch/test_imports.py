@@ -39,7 +39,7 @@ LIBRARIES = {  # of others, beside the standard library; a part that is not name
     "outrider.policy_parse": (),
     "outrider.tree": (),
     "outrider.address": (),
-    "outrider_http2": ("uvloop",),
+    "outrider_http2": ("mypy_extensions", "uvloop"),  # the former for types alone: see its `compiled`
     f"{SIDECAR}.core": (),
     f"{SIDECAR}.engines": ("cachetools", "msgpack", "xxhash"),
     f"{SIDECAR}.payloads": ("google", "xxhash"),

@@ -29,6 +29,7 @@ def sidecar(mesh: Mesh) -> Sidecar:
     agents = [
         agent("odd", address, retry=NEVER, outlier={"enabled": False}),
         agent("narrow", one_stream, retry=NEVER, outlier={"enabled": False}),
+        agent("tight", one_stream, retry=NEVER, outlier={"enabled": False}, balancing={"failfast_ms": 20_000}),
     ]
     return mesh.sidecar({"default_agent": "odd", "agents": agents})
 
@@ -175,6 +176,19 @@ def test_more_calls_than_an_upstream_takes_streams(sidecar: Sidecar) -> None:
         assert [call.result() for call in running] == [b"odd"] * 200
         most = max(int(trailers(call)["x-connections"]) for call in running)
     assert most <= 16
+    sidecar.settled()
+
+
+def test_calls_that_wait_for_a_stream_bring_up_connections(sidecar: Sidecar) -> None:
+    """Five calls at a time to an upstream of one stream a connection: none waits behind another that hangs."""
+    with channel_to(sidecar.target) as channel:
+        calls = Calls(channel, [("x-agent-id", "tight")], timeout_s=60)
+        hanging = [calls.start("/odd.Http/Hang") for _ in range(5)]
+        eventually(lambda: sidecar.agent("tight")["endpoints"][0]["connections"] >= 5, "each has a connection")
+        assert not any(call.done() for call in hanging)
+        assert calls.unary(method="/odd.Http/Ok").result() == b"odd"
+        for call in hanging:
+            call.cancel()
     sidecar.settled()
 
 

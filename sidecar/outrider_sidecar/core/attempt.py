@@ -9,7 +9,7 @@ Deliberately not here: which endpoint (the dispatch filter), whether to try agai
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from outrider_http2 import frames
 from outrider_http2.head import Head, Rest
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from outrider_sidecar.core.call import Call
     from outrider_sidecar.core.endpoint import Endpoint
 
-ABORTED = -1  # the status an attempt cancelled by us ends with
+ABORTED: Final = -1  # the status an attempt cancelled by us ends with
 
 
 class Attempt(Handler):
@@ -267,7 +267,6 @@ def pushback_s(rest: Rest) -> float | None:
     raw = rest.values.get(b"grpc-retry-pushback-ms")
     if raw is None:
         return None
-    try:
-        return int(raw) / 1e3
-    except ValueError:
+    if not raw.isdigit():
         return -1.0  # gRFC A6: an unparsable value means do not retry
+    return min(int(raw) / 1e3, MAX_PUSHBACK_S) if len(raw) <= 9 else MAX_PUSHBACK_S

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from outrider_http2 import frames
 from outrider_http2.head import Head, Rest
@@ -23,15 +23,16 @@ if TYPE_CHECKING:
     from outrider_sidecar.core.attempt import Attempt
     from outrider_sidecar.core.payload import Payload, ReplyFacts, ReplyReader, RequestFacts
     from outrider_sidecar.core.runtime import Route, Runtime, Snapshot
-    from outrider_sidecar.core.stage import Stage
+    from outrider_sidecar.core.stage import Stage, Tap
     from outrider_sidecar.core.wheel import Timer
 
 Step = Callable[["Call"], Any]
 
-CLIENT = "client"  # `ended_by` of calls their caller cancelled
+CLIENT: Final = "client"  # `ended_by` of calls their caller cancelled
+# Trace id, span id, parent id, tracestate, flags.
+NO_TRACE: Final[tuple[bytes, bytes, bytes, bytes, int]] = (b"", b"", b"", b"", 0)
 
-
-_TIMEOUT_PREFIX = {size: literal(b"grpc-timeout", b"0" * size)[:-size] for size in range(2, 10)}
+_TIMEOUT_PREFIX: Final = {size: literal(b"grpc-timeout", b"0" * size)[:-size] for size in range(2, 10)}
 
 
 def _timeout_literal(left_us: int) -> bytes:
@@ -105,13 +106,13 @@ class Call(Request):
         self.ids = b""  # literals every head and tail of the reply carries
         self.tail_extra = b""  # literals the tail carries
         self.forward = b""  # literals every attempt's head carries
-        self.trace: Any = None
+        self.trace = NO_TRACE
         self.adapter: Payload | None = None  # who reads the reply's messages
         self.reader: ReplyReader | None = None
         self.payload: RequestFacts | None = None
         self.tokens: ReplyFacts | None = None
         self.stages: list[Stage] | None = None
-        self.tap: Any = None  # the flight that listens to this reply
+        self.tap: Tap | None = None  # the flight that listens to this reply
         self.connect_s = 0.0  # waited for connections
         self.cache_verdict = ""
         self.cache_tier = ""

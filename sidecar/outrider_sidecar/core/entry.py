@@ -11,19 +11,19 @@ Deliberately not here: when an entry is fresh (engines `cache`), how it is writt
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 Fields = tuple[tuple[bytes, bytes], ...]
 
 # CPython 3.11, 64 bit, glibc: bench/cache.py --memory prints the resident bytes these constants stand for.
-ENTRY_OVERHEAD_BYTES = 800  # the object, its key, times and tokens, and a slot in each table of the store
-CHUNK_OVERHEAD_BYTES = 96  # a bytes object's header, its allocator's rounding, a tuple slot and a gap
-TAG_OVERHEAD_BYTES = 448  # a tag carried by this entry alone: name, set and table slot
-HEAD_OVERHEAD_BYTES = 512  # one header block as an object of its own
-_FIELD_OVERHEAD_BYTES = 192  # a pair of bytes objects, their tuple and a table slot
+ENTRY_OVERHEAD_BYTES: Final = 800  # the object, its key, times and tokens, and a slot in each table of the store
+CHUNK_OVERHEAD_BYTES: Final = 96  # a bytes object's header, its allocator's rounding, a tuple slot and a gap
+TAG_OVERHEAD_BYTES: Final = 448  # a tag carried by this entry alone: name, set and table slot
+HEAD_OVERHEAD_BYTES: Final = 512  # one header block as an object of its own
+_FIELD_OVERHEAD_BYTES: Final = 192  # a pair of bytes objects, their tuple and a table slot
 
-MAX_TAGS = 16
-MAX_TAG_CHARS = 256
+MAX_TAGS: Final = 16
+MAX_TAG_CHARS: Final = 256
 
 
 def head_weight(*blocks: Iterable[tuple[bytes, bytes]]) -> int:

@@ -30,7 +30,7 @@ UNAVAILABLE: Final = 14
 DATA_LOSS: Final = 15
 UNAUTHENTICATED: Final = 16
 
-NAMES = (
+NAMES: Final = (
     "OK",
     "CANCELLED",
     "UNKNOWN",
@@ -49,17 +49,17 @@ NAMES = (
     "DATA_LOSS",
     "UNAUTHENTICATED",
 )
-NUMBERS = {name: number for number, name in enumerate(NAMES)}
+NUMBERS: Final = {name: number for number, name in enumerate(NAMES)}
 
 _CONTENT_TYPE: Final = (b"content-type", b"application/grpc")
-_MAX_MESSAGE_BYTES = 1_024
+_MAX_MESSAGE_BYTES: Final = 1_024
 _KNOWN: Final = {b"%d" % number: number for number in range(17)}
 
 # Trailers-only answers and trailers, one a status; the message is a literal beside it.
 ERROR_HEADS: Final = tuple(Head((_CONTENT_TYPE, (b"grpc-status", b"%d" % n)), status=200) for n in range(17))
 ERROR_TAILS: Final = tuple(Head(((b"grpc-status", b"%d" % n),)) for n in range(17))
 REPLY_HEAD: Final = Head((_CONTENT_TYPE,), status=200)
-UNSUPPORTED_MEDIA = Head(((b"accept-post", b"application/grpc"),), status=415)
+UNSUPPORTED_MEDIA: Final = Head(((b"accept-post", b"application/grpc"),), status=415)
 
 
 def status_of(head: Head) -> int:

@@ -11,26 +11,26 @@ Deliberately not here: adapters (`payloads`), who may see a cached reply.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from outrider.policy import Optimization
 
-MAX_READ_BYTES = 1024 * 1024  # of one message, decompressed
+MAX_READ_BYTES: Final = 1024 * 1024  # of one message, decompressed
 
 # Why an adapter steps aside or a reply is not kept. Adapters use no other words.
-TOO_LARGE = "too_large"
-TRUNCATED = "truncated"  # gRPC framing ends within a message
-MALFORMED = "malformed"
-UNKNOWN_ENCODING = "unknown_encoding"
-NOT_ONE_MESSAGE = "not_one_message"
-METHOD_NOT_LISTED = "method_not_listed"
-SAMPLED = "sampled"  # temperature above 0 without `cache_sampled`
-SIDE_EFFECTS = "side_effects"
-UNDIGESTED_LINK = "undigested_link"  # what the link leads to may change
-TOO_MANY_TAGS = "too_many_tags"
-INCOMPLETE = "incomplete"
-NO_MESSAGE = "no_message"
-FINISH = "finish"  # cut, filtered, refused or failed
+TOO_LARGE: Final = "too_large"
+TRUNCATED: Final = "truncated"  # gRPC framing ends within a message
+MALFORMED: Final = "malformed"
+UNKNOWN_ENCODING: Final = "unknown_encoding"
+NOT_ONE_MESSAGE: Final = "not_one_message"
+METHOD_NOT_LISTED: Final = "method_not_listed"
+SAMPLED: Final = "sampled"  # temperature above 0 without `cache_sampled`
+SIDE_EFFECTS: Final = "side_effects"
+UNDIGESTED_LINK: Final = "undigested_link"  # what the link leads to may change
+TOO_MANY_TAGS: Final = "too_many_tags"
+INCOMPLETE: Final = "incomplete"
+NO_MESSAGE: Final = "no_message"
+FINISH: Final = "finish"  # cut, filtered, refused or failed
 
 
 @dataclass(slots=True)

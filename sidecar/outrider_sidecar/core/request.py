@@ -9,7 +9,7 @@ Deliberately not here: steps, the reply and the end (`call`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from outrider_http2.head import Head, Rest
 from outrider_http2.stream import Handler, Sink
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from outrider_http2.stream import Stream
     from outrider_sidecar.core.runtime import Runtime
 
-BODY_BYTES_UNCOUNTED = 16 * 1024  # smaller bodies are bounded by the number of streams
+BODY_BYTES_UNCOUNTED: Final = 16 * 1024  # smaller bodies are bounded by the number of streams
 
 
 class Request(Handler):
@@ -93,6 +93,8 @@ class Request(Handler):
         attempt = self.attempt
         if self.body is not None:
             self._keep(data, size)
+            if self.over:
+                return  # keeping it went past the cap of held bytes, and this very call was cut for it
         if attempt is not None:
             up = attempt.stream
             self.uncredited += size

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from outrider.policy import Agent, Policy
 from outrider_http2.head import Head
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from outrider_sidecar.core.call import Call, Step
     from outrider_sidecar.core.endpoint import Endpoint
 
-_MAX_ROUTES = 4_096
+_MAX_ROUTES: Final = 4_096
 
 
 class AgentState:

@@ -2,13 +2,17 @@
 
 Always holds: a stage is synchronous; the bytes it is given come in order and cut anywhere; what it holds back it gives
 in `flush`. Deliberately not here: stages themselves (filters and payload adapters).
+A tap sees the reply as the endpoint sent it, before the stages, and changes nothing of it.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from outrider_http2.head import Head
+
+if TYPE_CHECKING:
+    from outrider_sidecar.core.call import Call
 
 
 class Stage(Protocol):
@@ -25,3 +29,33 @@ class Stage(Protocol):
     def flush(self, status: int) -> bytes:
         """The reply is over with this gRPC status: what was held back."""
         ...
+
+
+class Tap:
+    """Who listens to one call's reply on behalf of others, and may set its pace."""
+
+    __slots__ = ()
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether somebody who listens cannot take more now."""
+        raise NotImplementedError  # abstract
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether the call's own caller may lag behind."""
+        raise NotImplementedError  # abstract
+
+    def on_head(self, head: Head, extra: bytes) -> None:
+        raise NotImplementedError  # abstract
+
+    def on_data(self, data: bytes) -> None:
+        raise NotImplementedError  # abstract
+
+    def on_tail(self, head: Head, extra: bytes, status: int) -> None:
+        """The reply is whole; the call it was for has ended."""
+        raise NotImplementedError  # abstract
+
+    def leader_leaves(self, call: Call) -> None:
+        """The call's own caller is gone."""
+        raise NotImplementedError  # abstract

@@ -7,9 +7,9 @@ late and never early. Costs nothing while it is empty.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
-TICK_S = 0.005
+TICK_S: Final = 0.005
 
 
 class Timer:

@@ -26,6 +26,7 @@ class CacheFile:
     """`cache.snapshot` and `epochs.snapshot` in the state directory."""
 
     def __init__(self, directory: Path, runtime: Runtime):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._path = directory / "cache.snapshot"
         self._epochs_path = directory / "epochs.snapshot"
         self._runtime = runtime

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from outrider_http2 import frames
 from outrider_http2.head import Head, Rest
 from outrider_http2.server import ServerConnection
 from outrider_http2.shell import Reactor, Shell, clock
@@ -145,9 +146,15 @@ class Listener:
         return len(self._shells)
 
     def close(self) -> None:
+        """Stop listening and say goodbye to every peer; what is written gets time to arrive."""
         self.stop_listening()
+        turn = self._reactor.turn
+        turn.begin()
         for shell in list(self._shells):
-            shell.close()
+            shell.conn.fail(frames.NO_ERROR, "the sidecar is going away")
+        turn.end()
+        for shell in list(self._shells):
+            shell.finish()
 
 
 def _remove_stale_socket(path: Path) -> None:

@@ -140,7 +140,9 @@ class Connector:
             self._retry.cancel()
             self._retry = None
         self._waiting[attempt] = self._reactor.loop.call_later(self._failfast_s, self._too_late, attempt)
-        if self._dialling is None and len(self._shells) < MAX_CONNECTIONS:
+        if self._ready:
+            self._grow()
+        elif self._dialling is None and len(self._shells) < MAX_CONNECTIONS:
             self._dial()
 
     def leave(self, attempt: Attempt) -> None:
@@ -197,6 +199,13 @@ class Connector:
             self._dial_failed(error.strerror if isinstance(error, OSError) and error.strerror else str(error))
         finally:
             self._dialling = None
+        self._grow()
+
+    def _grow(self) -> None:
+        """One connection more where every one there is has all the streams its peer allows, and calls still wait."""
+        if self._waiting and self._retry is None and len(self._shells) < MAX_CONNECTIONS:
+            if all([shell.conn.peer_settings for shell in self._shells]):
+                self._dial()
 
     def _prepare(self, conn: ClientConnection) -> None:
         conn.on_ready = self._on_ready
@@ -232,6 +241,7 @@ class Connector:
             self.conn = conn
         self._set_reachable(True)
         self._serve()
+        self._grow()
 
     def _on_gone(self, conn: ClientConnection) -> None:
         """The connection takes no new streams: another one replaces it."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 from enum import IntEnum
+from typing import Final
 
 from outrider.policy import Breaker
 from outrider_sidecar.core.endpoint import Endpoint
@@ -30,7 +31,7 @@ class Grant(IntEnum):
     PROBE = 2  # the attempt decides: hand this grant back with its outcome
 
 
-_ADMITTED = Grant.ADMITTED  # member access on an enum class is several times a global's
+_ADMITTED: Final = Grant.ADMITTED  # member access on an enum class is several times a global's
 
 
 class _State:

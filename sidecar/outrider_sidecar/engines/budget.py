@@ -10,9 +10,11 @@ Deliberately not here: which failures are retried and when (`backoff`, the retry
 
 from __future__ import annotations
 
+from typing import Final
+
 from outrider.policy import Retry
 
-WINDOW_S = 10
+WINDOW_S: Final = 10
 
 
 class RetryBudget:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from operator import attrgetter
 from random import Random
-from typing import Any
+from typing import Any, Final
 
 import cachetools
 
@@ -22,18 +22,18 @@ from outrider_sidecar.core.entry import Entry
 
 __all__ = ["Cache", "Entry", "TierCount"]
 
-TIERS = ("llm", "tool", "raw")
-_STORES = {"lru": cachetools.LRUCache, "lfu": cachetools.LFUCache}
-_MISS: tuple[None, bool] = (None, False)
-_SWEEP_EVERY = 64  # puts; a sweep in passing would cost each of them a microsecond more
-_SWEPT = 128  # entries then: twice the puts, so that a round ends
-_CLOCK_SLACK_S = 60.0
+TIERS: Final = ("llm", "tool", "raw")
+_STORES: Final = {"lru": cachetools.LRUCache, "lfu": cachetools.LFUCache}
+_MISS: Final[tuple[None, bool]] = (None, False)
+_SWEEP_EVERY: Final = 64  # puts; a sweep in passing would cost each of them a microsecond more
+_SWEPT: Final = 128  # entries then: twice the puts, so that a round ends
+_CLOCK_SLACK_S: Final = 60.0
 
-_weight = attrgetter("weight_bytes")
-_peek = cachetools.Cache.__getitem__  # a look that does not count as a use
+_weight: Final = attrgetter("weight_bytes")
+_peek: Final = cachetools.Cache.__getitem__  # a look that does not count as a use
 
 
-_COUNTED = ("bytes", "entries", "hits", "misses", "stale", "stored")
+_COUNTED: Final = ("bytes", "entries", "hits", "misses", "stale", "stored")
 
 
 class TierCount:

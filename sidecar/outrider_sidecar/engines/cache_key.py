@@ -12,15 +12,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from hashlib import blake2b
 from struct import Struct
+from typing import Final
 
 from xxhash import xxh3_128_digest
 
-SCHEMA = b"outrider-1"  # of keys and of what is stored under them: a change orphans all that is older
+SCHEMA: Final = b"outrider-1"  # of keys and of what is stored under them: a change orphans all that is older
 
-_LENGTHS = Struct("<9I")
-_NO_AUTH = b""
-_MEMO_SCOPES = 1_024
-_MEMO_VALUE_BYTES = 8_192
+_LENGTHS: Final = Struct("<9I")
+_NO_AUTH: Final = b""
+_MEMO_SCOPES: Final = 1_024
+_MEMO_VALUE_BYTES: Final = 8_192
 
 
 def cache_key(

@@ -15,13 +15,13 @@ the state cannot be read back, start with `floor=int(now * 1000)`: nothing store
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Final
 
-_MAX_VALUE = (1 << 63) - 1
-_MAX_NAME_CHARS = 1_024
-_MEMO_PARTS = 1_024
+_MAX_VALUE: Final = (1 << 63) - 1
+_MAX_NAME_CHARS: Final = 1_024
+_MEMO_PARTS: Final = 1_024
 
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 
 Scope = tuple[str, str, str]  # agent, tenant, tag; an empty one covers all
 

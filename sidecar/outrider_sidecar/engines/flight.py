@@ -12,17 +12,18 @@ Deliberately not here: keys and storing (the cache filter, which is the `owner`)
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from outrider_http2.head import Head
 from outrider_http2.stream import Sink
 from outrider_sidecar.core import errors
 from outrider_sidecar.core.call import Call
+from outrider_sidecar.core.stage import Tap
 
-STALL_S = 10.0
-UNSHARED = frozenset({errors.DEADLINE_EXCEEDED, errors.CANCELLED, errors.RESOURCE_EXHAUSTED})
-MAX_ELECTIONS = 3
-_UNCOUNTED_BYTES = 64 * 1024  # smaller recordings are bounded by the number of calls in flight
+STALL_S: Final = 10.0
+UNSHARED: Final = frozenset({errors.DEADLINE_EXCEEDED, errors.CANCELLED, errors.RESOURCE_EXHAUSTED})
+MAX_ELECTIONS: Final = 3
+_UNCOUNTED_BYTES: Final = 64 * 1024  # smaller recordings are bounded by the number of calls in flight
 
 
 class Owner(Protocol):
@@ -61,7 +62,7 @@ class Nobody(Sink):
         pass
 
 
-NOBODY = Nobody()
+NOBODY: Final = Nobody()
 
 
 class Follower:
@@ -80,7 +81,7 @@ class Follower:
             self.flight.drained()
 
 
-class Flight:
+class Flight(Tap):
     """What the leader's reply has brought so far, and who follows it."""
 
     def __init__(self, key: bytes, max_bytes: int, owner: Owner, leader: Call, facts: Any, adapter: Any):

@@ -12,12 +12,12 @@ import random
 from collections.abc import Collection, Sequence
 
 from outrider.policy import Balancing
-from outrider_sidecar.core.balancer import spared, warm_share
+from outrider_sidecar.core.balancer import Balancer, spared, warm_share
 from outrider_sidecar.core.endpoint import Endpoint
 from outrider_sidecar.core.load_report import LoadReport
 
 
-class LeastRequest:
+class LeastRequest(Balancer):
     """See the module. Loads are attempts per unit of weight."""
 
     __slots__ = ("_draw", "_endpoints", "_slow_start_s")

@@ -14,24 +14,24 @@ from __future__ import annotations
 import struct
 from binascii import unhexlify
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from outrider_sidecar.core import attributes as names
 from outrider_sidecar.core import errors
 from outrider_sidecar.core.span import SERVER, Attempt, Generation, Span
 
-TEXT_MAX_CHARS = 1_024
-_STATICS_MAX = 1_024  # distinct static parts kept; all are dropped when callers invent more
-_STATIC_MAX_BYTES = 2_048  # a longer one (a path may have 64 KB) is made anew each time
+TEXT_MAX_CHARS: Final = 1_024
+_STATICS_MAX: Final = 1_024  # distinct static parts kept; all are dropped when callers invent more
+_STATIC_MAX_BYTES: Final = 2_048  # a longer one (a path may have 64 KB) is made anew each time
 
 Value = str | int | bool | float | Sequence[str]
 
 # Span fields 1 trace_id, 2 span_id, 7 start, 8 end, 16 flags; and the same with 4 parent_span_id.
-_ROOT = struct.Struct("<2s16s2s8scQcQ2sI")
-_CHILD = struct.Struct("<2s16s2s8s2s8scQcQ2sI")
-_ROOT_FLAGS = 0x100  # SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE
-_CHILD_FLAGS = 0x300  # the same, and the parent is remote: it always came over the wire
-_EVENT_TIME = struct.Struct("<cQ")  # Event field 1
+_ROOT: Final = struct.Struct("<2s16s2s8scQcQ2sI")
+_CHILD: Final = struct.Struct("<2s16s2s8s2s8scQcQ2sI")
+_ROOT_FLAGS: Final = 0x100  # SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE
+_CHILD_FLAGS: Final = 0x300  # the same, and the parent is remote: it always came over the wire
+_EVENT_TIME: Final = struct.Struct("<cQ")  # Event field 1
 
 
 def varint(value: int) -> bytes:
@@ -48,7 +48,7 @@ def varint(value: int) -> bytes:
     return bytes(out)
 
 
-_ONE_BYTE = tuple(bytes((value,)) for value in range(0x80))
+_ONE_BYTE: Final = tuple(bytes((value,)) for value in range(0x80))
 
 
 def field(number: int, payload: bytes) -> bytes:
@@ -111,22 +111,22 @@ class _TextAttribute:
         return self._number + varint(len(body)) + body
 
 
-_SPAN_ATTRIBUTE = 9
-_EVENT_ATTRIBUTE = 3
-_QUEUE = _IntAttribute(_SPAN_ATTRIBUTE, names.QUEUE_US).encode
-_CONNECT = _IntAttribute(_SPAN_ATTRIBUTE, names.CONNECT_US).encode
-_FIRST_BYTE = _IntAttribute(_SPAN_ATTRIBUTE, names.FIRST_BYTE_US).encode
-_REQUEST_BYTES = _IntAttribute(_SPAN_ATTRIBUTE, names.REQUEST_BYTES).encode
-_REPLY_BYTES = _IntAttribute(_SPAN_ATTRIBUTE, names.REPLY_BYTES).encode
-_TOKENS_SAVED = _IntAttribute(_SPAN_ATTRIBUTE, names.TOKENS_SAVED).encode
-_INPUT_TOKENS = _IntAttribute(_SPAN_ATTRIBUTE, names.INPUT_TOKENS).encode
-_OUTPUT_TOKENS = _IntAttribute(_SPAN_ATTRIBUTE, names.OUTPUT_TOKENS).encode
-_CACHE_READ_TOKENS = _IntAttribute(_SPAN_ATTRIBUTE, names.CACHE_READ_TOKENS).encode
-_CACHE_WRITE_TOKENS = _IntAttribute(_SPAN_ATTRIBUTE, names.CACHE_WRITE_TOKENS).encode
-_CONVERSATION = _TextAttribute(_SPAN_ATTRIBUTE, names.CONVERSATION_ID).encode
-_UNIT = _TextAttribute(_SPAN_ATTRIBUTE, names.UNIT).encode
-_STATUS_MESSAGE = _TextAttribute(_SPAN_ATTRIBUTE, names.STATUS_MESSAGE).encode
-_ATTEMPT_US = _IntAttribute(_EVENT_ATTRIBUTE, names.ATTEMPT_US).encode
+_SPAN_ATTRIBUTE: Final = 9
+_EVENT_ATTRIBUTE: Final = 3
+_QUEUE: Final = _IntAttribute(_SPAN_ATTRIBUTE, names.QUEUE_US).encode
+_CONNECT: Final = _IntAttribute(_SPAN_ATTRIBUTE, names.CONNECT_US).encode
+_FIRST_BYTE: Final = _IntAttribute(_SPAN_ATTRIBUTE, names.FIRST_BYTE_US).encode
+_REQUEST_BYTES: Final = _IntAttribute(_SPAN_ATTRIBUTE, names.REQUEST_BYTES).encode
+_REPLY_BYTES: Final = _IntAttribute(_SPAN_ATTRIBUTE, names.REPLY_BYTES).encode
+_TOKENS_SAVED: Final = _IntAttribute(_SPAN_ATTRIBUTE, names.TOKENS_SAVED).encode
+_INPUT_TOKENS: Final = _IntAttribute(_SPAN_ATTRIBUTE, names.INPUT_TOKENS).encode
+_OUTPUT_TOKENS: Final = _IntAttribute(_SPAN_ATTRIBUTE, names.OUTPUT_TOKENS).encode
+_CACHE_READ_TOKENS: Final = _IntAttribute(_SPAN_ATTRIBUTE, names.CACHE_READ_TOKENS).encode
+_CACHE_WRITE_TOKENS: Final = _IntAttribute(_SPAN_ATTRIBUTE, names.CACHE_WRITE_TOKENS).encode
+_CONVERSATION: Final = _TextAttribute(_SPAN_ATTRIBUTE, names.CONVERSATION_ID).encode
+_UNIT: Final = _TextAttribute(_SPAN_ATTRIBUTE, names.UNIT).encode
+_STATUS_MESSAGE: Final = _TextAttribute(_SPAN_ATTRIBUTE, names.STATUS_MESSAGE).encode
+_ATTEMPT_US: Final = _IntAttribute(_EVENT_ATTRIBUTE, names.ATTEMPT_US).encode
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -18,19 +18,20 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Sequence
 from math import exp
+from typing import Final
 
 from outrider.policy import Balancing
-from outrider_sidecar.core.balancer import warm_share
+from outrider_sidecar.core.balancer import Balancer, warm_share
 from outrider_sidecar.core.endpoint import Endpoint
 from outrider_sidecar.core.load_report import LoadReport
 
-SEED_RTT_S = 0.030  # what the first sample is averaged with
-PENALTY_S = 5.0
-MAX_PENALTY_S = 300.0
+SEED_RTT_S: Final = 0.030  # what the first sample is averaged with
+PENALTY_S: Final = 5.0
+MAX_PENALTY_S: Final = 300.0
 # UNKNOWN, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, INTERNAL, UNAVAILABLE, DATA_LOSS
-PENALISED = frozenset((2, 4, 8, 13, 14, 15))
-_FLOOR_S = 1e-6  # long idle averages decay to noise; from here on `pending` decides
-_UNPROVEN_LOAD = 1e9  # above any load an endpoint with history can have
+PENALISED: Final = frozenset((2, 4, 8, 13, 14, 15))
+_FLOOR_S: Final = 1e-6  # long idle averages decay to noise; from here on `pending` decides
+_UNPROVEN_LOAD: Final = 1e9  # above any load an endpoint with history can have
 
 
 class _Rtt:
@@ -46,7 +47,7 @@ class _Rtt:
         self.measured = False
 
 
-class PeakEwma:
+class PeakEwma(Balancer):
     """See the module. Loads are seconds."""
 
     __slots__ = ("_decay_rate", "_draw", "_rtts", "_slow_start_s")

@@ -12,12 +12,12 @@ from collections.abc import Collection, Sequence
 from itertools import accumulate
 
 from outrider.policy import Balancing
-from outrider_sidecar.core.balancer import ramp_end, spared, warm_share
+from outrider_sidecar.core.balancer import Balancer, ramp_end, spared, warm_share
 from outrider_sidecar.core.endpoint import Endpoint
 from outrider_sidecar.core.load_report import LoadReport
 
 
-class RandomPick:
+class RandomPick(Balancer):
     """See the module. A score is the inverse of the endpoint's probability."""
 
     __slots__ = ("_bounds", "_draw", "_endpoints", "_ramp_end", "_slow_start_s")

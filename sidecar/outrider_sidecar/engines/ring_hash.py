@@ -22,7 +22,7 @@ from math import ceil
 import xxhash
 
 from outrider.policy import Balancing
-from outrider_sidecar.core.balancer import ramp_end, warm_share
+from outrider_sidecar.core.balancer import Balancer, ramp_end, warm_share
 from outrider_sidecar.core.endpoint import Endpoint
 from outrider_sidecar.core.load_report import LoadReport
 
@@ -39,7 +39,7 @@ def ring_points(weights: Sequence[int]) -> list[int]:
     return [max(1, int(per_heaviest * weight / heaviest)) for weight in weights]
 
 
-class RingHash:
+class RingHash(Balancer):
     """See the module. Scores are places in the order in which the key would try the endpoints."""
 
     __slots__ = (

@@ -15,14 +15,14 @@ from collections.abc import Collection, Sequence
 from math import ceil
 
 from outrider.policy import Balancing
-from outrider_sidecar.core.balancer import ramp_end, spared, warm_share
+from outrider_sidecar.core.balancer import Balancer, ramp_end, spared, warm_share
 from outrider_sidecar.core.endpoint import Endpoint
 from outrider_sidecar.core.load_report import LoadReport
 
 _FULL = 1.0 - 1e-9  # credit for a turn, allowing for rounding of summed shares
 
 
-class RoundRobin:
+class RoundRobin(Balancer):
     """See the module. Scores are turns until the endpoint is due."""
 
     __slots__ = ("_at", "_credits", "_draw", "_endpoints", "_ramp_end", "_slow_start_s")

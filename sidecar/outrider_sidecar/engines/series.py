@@ -12,26 +12,27 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
+from typing import Final
 
 from outrider_sidecar.core import errors
 from outrider_sidecar.core.metric import Family, HistogramFamily, Labels
 from outrider_sidecar.core.span import Span
 
-OTHER = "other"
-METHOD_MAX_CHARS = 256  # a path may be as long as a header list; a label may not
+OTHER: Final = "other"
+METHOD_MAX_CHARS: Final = 256  # a path may be as long as a header list; a label may not
 
-_PER_OCTAVE = 8
-_FIRST_OCTAVE = 4  # 16 us
-_LAST_OCTAVE = 32  # 4295 s
+_PER_OCTAVE: Final = 8
+_FIRST_OCTAVE: Final = 4  # 16 us
+_LAST_OCTAVE: Final = 32  # 4295 s
 # Upper bounds, inclusive. Figures are whole, so comparing with the floor is exact and cheaper than with the float.
-BOUNDS_US = tuple(
+BOUNDS_US: Final = tuple(
     int(2 ** (step / _PER_OCTAVE)) for step in range(_FIRST_OCTAVE * _PER_OCTAVE, _LAST_OCTAVE * _PER_OCTAVE + 1)
 )
 # What is exposed: every octave from 64 us to 268 s. They are bounds of ours too, so the exposed counts are exact.
-_EXPOSED = tuple((octave - _FIRST_OCTAVE) * _PER_OCTAVE for octave in range(6, 29))
-EXPOSED_BOUNDS_S = (*(f"{BOUNDS_US[index] / 1e6:.6f}".rstrip("0") for index in _EXPOSED), "+Inf")
+_EXPOSED: Final = tuple((octave - _FIRST_OCTAVE) * _PER_OCTAVE for octave in range(6, 29))
+EXPOSED_BOUNDS_S: Final = (*(f"{BOUNDS_US[index] / 1e6:.6f}".rstrip("0") for index in _EXPOSED), "+Inf")
 # For each bucket the exposed one it falls into; the overflow bucket is past the last bound.
-_SLOTS = tuple(bisect_left(_EXPOSED, bucket) for bucket in range(len(BOUNDS_US) + 1))
+_SLOTS: Final = tuple(bisect_left(_EXPOSED, bucket) for bucket in range(len(BOUNDS_US) + 1))
 
 Buckets = dict[int, int]  # bucket number -> count; sparse: a row meets a dozen of the 226
 Key = tuple[str, str, int, str, str]
@@ -180,9 +181,9 @@ class Series:
         ]
 
 
-_LABELS = ("agent", "method", "status", "cache", "endpoint")
-_BY_CACHE = ("agent", "method", "cache")
-_TOKEN_KINDS = ("input", "output", "cache_read", "cache_write", "saved")
+_LABELS: Final = ("agent", "method", "status", "cache", "endpoint")
+_BY_CACHE: Final = ("agent", "method", "cache")
+_TOKEN_KINDS: Final = ("input", "output", "cache_read", "cache_write", "saved")
 
 
 class _Sum:

@@ -9,22 +9,23 @@ Deliberately not here: whether a trace is sampled (`engines.sampler`), baggage.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
 GetRandBits = Callable[[int], int]  # random.Random(...).getrandbits, or SystemRandom's
 TraceParent = tuple[bytes, bytes, int]  # trace id (32 hex digits), parent span id (16), flags
 
-_HEX = b"0123456789abcdef"
-_ZERO_TRACE = b"0" * 32
-_ZERO_SPAN = b"0" * 16
-_FLAGS_OF = {b"%02x" % flags: flags for flags in range(256)}
-_KNOWN_FLAGS = 0x03  # sampled, and Level 2's random-trace-id; others must not be passed on
-_FLAGS_TEXT = tuple(b"%02x" % (flags & _KNOWN_FLAGS) for flags in range(256))
-_LENGTH = 55  # of version 00; later versions may only append "-..."
+_HEX: Final = b"0123456789abcdef"
+_ZERO_TRACE: Final = b"0" * 32
+_ZERO_SPAN: Final = b"0" * 16
+_FLAGS_OF: Final = {b"%02x" % flags: flags for flags in range(256)}
+_KNOWN_FLAGS: Final = 0x03  # sampled, and Level 2's random-trace-id; others must not be passed on
+_FLAGS_TEXT: Final = tuple(b"%02x" % (flags & _KNOWN_FLAGS) for flags in range(256))
+_LENGTH: Final = 55  # of version 00; later versions may only append "-..."
 
-_STATE_MAX_BYTES = 512  # what everyone must be able to pass on
-_STATE_MAX_MEMBERS = 32
-_STATE_LONG_MEMBER_BYTES = 128  # the first to go when the whole is too long
-_STATE_CHARS = bytes(range(0x20, 0x7F)) + b"\t"
+_STATE_MAX_BYTES: Final = 512  # what everyone must be able to pass on
+_STATE_MAX_MEMBERS: Final = 32
+_STATE_LONG_MEMBER_BYTES: Final = 128  # the first to go when the whole is too long
+_STATE_CHARS: Final = bytes(range(0x20, 0x7F)) + b"\t"
 
 
 def parse(value: bytes) -> TraceParent | None:

@@ -16,7 +16,7 @@ from collections.abc import Collection, Sequence
 from heapq import heapify, heapreplace
 
 from outrider.policy import Balancing
-from outrider_sidecar.core.balancer import warm_share
+from outrider_sidecar.core.balancer import Balancer, warm_share
 from outrider_sidecar.core.endpoint import Endpoint
 from outrider_sidecar.core.load_report import LoadReport
 
@@ -55,7 +55,7 @@ class _Slot:
         self.weight = weight
 
 
-class WeightedRoundRobin:
+class WeightedRoundRobin(Balancer):
     """See the module. Scores are virtual time until the endpoint is due; one full-weight turn of the mean is 1."""
 
     __slots__ = ("_draw", "_endpoints", "_heap", "_refresh_at", "_reported", "_slow_start_s", "_virtual")

@@ -7,7 +7,7 @@ goes on. Hits take no slot: everything below this step runs for flights only.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from outrider.policy import Agent, Optimization
 from outrider_http2.hpack import literal
@@ -23,11 +23,11 @@ from outrider_sidecar.engines.flight import NOBODY, Flight
 from outrider_sidecar.engines.ghost import Ghosts
 from outrider_sidecar.payloads import may_be_cached
 
-MAX_REQUEST_BYTES = 1024 * 1024
-REVALIDATE_S = 60.0  # deadline of a refresh nobody waits for
-_MAX_KNOWN = 1_024
-_NAMES = ("hit", "stale", "miss", "coalesced", "bypass")
-VERDICTS = {name: literal(b"x-outrider-cache", name.encode()) for name in _NAMES}
+MAX_REQUEST_BYTES: Final = 1024 * 1024
+REVALIDATE_S: Final = 60.0  # deadline of a refresh nobody waits for
+_MAX_KNOWN: Final = 1_024
+_NAMES: Final = ("hit", "stale", "miss", "coalesced", "bypass")
+VERDICTS: Final = {name: literal(b"x-outrider-cache", name.encode()) for name in _NAMES}
 
 
 class CacheState:

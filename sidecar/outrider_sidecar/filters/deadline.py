@@ -7,14 +7,16 @@ upstream.
 
 from __future__ import annotations
 
+from typing import Final
+
 from outrider.policy import Agent
 from outrider_sidecar.core import errors
 from outrider_sidecar.core.call import Call, Step
 from outrider_sidecar.core.runtime import AgentState, Runtime
 
-_UNITS_S = {0x48: 3600.0, 0x4D: 60.0, 0x53: 1.0, 0x6D: 1e-3, 0x75: 1e-6, 0x6E: 1e-9}  # H M S m u n
-_MEMO = 1_024
-_FAR_S = 10 * 366 * 86_400.0
+_UNITS_S: Final = {0x48: 3600.0, 0x4D: 60.0, 0x53: 1.0, 0x6D: 1e-3, 0x75: 1e-6, 0x6E: 1e-9}  # H M S m u n
+_MEMO: Final = 1_024
+_FAR_S: Final = 10 * 366 * 86_400.0
 
 
 def parse_timeout_s(raw: bytes) -> float | None:

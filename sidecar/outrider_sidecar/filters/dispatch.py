@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from base64 import b64decode
 from binascii import Error as Base64Error
+from typing import Final
 
 from outrider.policy import Agent
 from outrider_sidecar.core import errors
@@ -23,7 +24,7 @@ from outrider_sidecar.engines.outlier import OutlierDetector
 from outrider_sidecar.filters.strategies import make_balancer
 
 # Statuses that say something about the endpoint; the others are the caller's or the application's business.
-FAILURES = frozenset(
+FAILURES: Final = frozenset(
     {
         errors.UNKNOWN,
         errors.DEADLINE_EXCEEDED,

@@ -8,6 +8,7 @@ no agent is named.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from outrider_http2.head import Head
 from outrider_sidecar.core import errors
@@ -15,7 +16,7 @@ from outrider_sidecar.core.call import Call, Step
 from outrider_sidecar.core.runtime import Route, Runtime, Snapshot
 from outrider_sidecar.payloads import NATIVE_PATHS, request_agent_id
 
-_MAX_NATIVE_BYTES = 1024 * 1024
+_MAX_NATIVE_BYTES: Final = 1024 * 1024
 
 
 def build(runtime: Runtime) -> Step:

@@ -7,6 +7,8 @@ Always holds: it is the outermost step, so sheds, refusals and cache hits are se
 
 from __future__ import annotations
 
+from typing import Final
+
 from outrider_http2.hpack import literal
 from outrider_sidecar.core.call import Call, Step
 from outrider_sidecar.core.runtime import Runtime
@@ -15,10 +17,10 @@ from outrider_sidecar.engines.sampler import Sampler
 from outrider_sidecar.engines.trace_context import build as build_traceparent
 from outrider_sidecar.engines.trace_context import parse, tracestate
 
-_CALL_ID = literal(b"x-outrider-call-id", b"0" * 16)[:-16]
-_TRACE_ID = literal(b"x-outrider-trace-id", b"0" * 32)[:-32]
-_TRACEPARENT = literal(b"traceparent", b"0" * 55)[:-55]
-_NO_ATTEMPTS: tuple[Attempt, ...] = ()
+_CALL_ID: Final = literal(b"x-outrider-call-id", b"0" * 16)[:-16]
+_TRACE_ID: Final = literal(b"x-outrider-trace-id", b"0" * 32)[:-32]
+_TRACEPARENT: Final = literal(b"traceparent", b"0" * 55)[:-55]
+_NO_ATTEMPTS: Final[tuple[Attempt, ...]] = ()
 
 
 def build(runtime: Runtime) -> Step:
@@ -115,7 +117,7 @@ def child_ids(call: Call, parent: Call | None, runtime: Runtime) -> None:
     """Give a call that serves others a span of its own, under the first of them; it is recorded when it ends."""
     getrandbits = runtime.rng.getrandbits
     span_id = b"%016x" % (getrandbits(64) or 1)
-    if parent is not None and parent.trace is not None:
+    if parent is not None and parent.trace[0]:
         trace_id, parent_id, _, state, flags = parent.trace
     else:
         trace_id, parent_id, state = b"%032x" % (getrandbits(128) or 1), b"", b""

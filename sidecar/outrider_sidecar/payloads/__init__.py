@@ -6,13 +6,15 @@ native call, or before by `Payloads.load_native`.
 
 from __future__ import annotations
 
+from typing import Final
+
 from outrider_sidecar.core.payload import Payload
 from outrider_sidecar.core.stage import Stage
 from outrider_sidecar.payloads.raw import RawPayload, listed
 
-NATIVE_UNARY = b"/outrider.v1.Agent/Invoke"
-NATIVE_STREAM = b"/outrider.v1.Agent/InvokeStream"
-NATIVE_PATHS = frozenset((NATIVE_UNARY, NATIVE_STREAM))
+NATIVE_UNARY: Final = b"/outrider.v1.Agent/Invoke"
+NATIVE_STREAM: Final = b"/outrider.v1.Agent/InvokeStream"
+NATIVE_PATHS: Final = frozenset((NATIVE_UNARY, NATIVE_STREAM))
 
 
 class Payloads:

@@ -9,12 +9,13 @@ Deliberately not here: writing frames; stream encodings other than gzip, deflate
 from __future__ import annotations
 
 import zlib
+from typing import Final
 
 from outrider_sidecar.core.payload import MALFORMED, MAX_READ_BYTES, NOT_ONE_MESSAGE, TOO_LARGE, TRUNCATED
 from outrider_sidecar.core.payload import UNKNOWN_ENCODING as UNKNOWN
 
-PREFIX_BYTES = 5  # compression flag, 4 bytes of length
-_WBITS = {b"gzip": 31, b"deflate": 15}
+PREFIX_BYTES: Final = 5  # compression flag, 4 bytes of length
+_WBITS: Final = {b"gzip": 31, b"deflate": 15}
 
 
 class Unreadable(Exception):

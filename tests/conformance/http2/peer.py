@@ -256,6 +256,13 @@ class Heard(Handler):
         pass
 
 
+class Greedy(Heard):
+    """Takes all and gives no credit for it."""
+
+    def on_data(self, stream: Stream, data: bytes, end: bool) -> None:
+        self.data += data
+
+
 REQUEST = Head(
     ((b"content-type", b"application/grpc"), (b"te", b"trailers")), b"POST", b"http", b"localhost", b"/test.Agent/Unary"
 )
@@ -269,9 +276,9 @@ class Dialled:
         self.conn = conn
         self.peer = peer
 
-    async def call(self, end: bool = True) -> tuple[Stream, Heard]:
+    async def call(self, end: bool = True, heard: Heard | None = None) -> tuple[Stream, Heard]:
         """Open a stream; its HEADERS have arrived at the raw peer when this returns."""
-        heard = Heard()
+        heard = heard or Heard()
         stream = self.conn.open_stream(heard)
         stream.send_head(REQUEST, b"", end)
         await self.peer.until(lambda seen: stream.id in seen.blocks)

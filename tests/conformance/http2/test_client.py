@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from outrider_http2.limits import Limits
-from tests.conformance.http2.peer import Dialled, Heard, dialled
+from tests.conformance.http2.peer import Dialled, Greedy, Heard, dialled
 from tests.conformance.http2.wire import (
     CALM,
     CANCEL,
@@ -240,8 +240,7 @@ async def test_a_window_above_the_largest() -> None:
 async def test_more_than_the_window_takes() -> None:
     """6.9.1: a server that sends beyond our window loses the stream, not the connection."""
     async with dialled(Limits(stream_window_bytes=65_535)) as mesh:
-        _, heard = await mesh.call()
-        heard.on_data = lambda stream, data, end: None  # type: ignore[method-assign]  # takes nothing
+        _, heard = await mesh.call(heard=Greedy())
         await played(mesh, mesh.peer.wire.response(1) + data(1, bytes(16_384)) * 5)
         assert mesh.peer.seen.resets == {1: FLOW_CONTROL}
         assert heard.resets == [(FLOW_CONTROL, True)]

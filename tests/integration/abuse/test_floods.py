@@ -91,20 +91,19 @@ async def test_a_smaller_bomb_is_answered_each_time() -> None:
 
 async def test_heads_that_never_repeat() -> None:
     """What is remembered of header blocks is bounded, by count and by size, however many there are."""
-    async with attacked() as scene:
-        async with scene.attacker() as peer:
-            fields = [("x-unique", "v"), *[(f"x-pad{n}", "p" * 50) for n in range(8)]]
-            for n in range(6_000):
-                block = peer.wire.block([*GRPC, (f"x-{n}", f"{n}"), *fields])
-                peer.send(head(2 * n + 1, block), wire.window(0, 1_000))
-                if n % 500 == 499:
-                    await peer.until(lambda seen: len(seen.ended) == n + 1)  # noqa: B023
-            heads = scene.mesh.reactor.heads
-            assert len(heads._known) <= heads._max_heads
-            for conn in scene.servers():
-                assert len(conn.parsed_heads) <= 512
-                assert len(conn.blocks) <= 512
-            assert len(scene.mesh.runtime.snapshot._by_head) <= 4_096
+    async with attacked() as scene, scene.attacker() as peer:
+        fields = [("x-unique", "v"), *[(f"x-pad{n}", "p" * 50) for n in range(8)]]
+        for n in range(6_000):
+            block = peer.wire.block([*GRPC, (f"x-{n}", f"{n}"), *fields])
+            peer.send(head(2 * n + 1, block), wire.window(0, 1_000))
+            if n % 500 == 499:
+                await peer.until(lambda seen: len(seen.ended) == n + 1)  # noqa: B023
+        heads = scene.mesh.reactor.heads
+        assert len(heads._known) <= heads._max_heads
+        for conn in scene.servers():
+            assert len(conn.parsed_heads) <= 512
+            assert len(conn.blocks) <= 512
+        assert len(scene.mesh.runtime.snapshot._by_head) <= 4_096
 
 
 @pytest.mark.parametrize("ended", [False, True])

@@ -11,7 +11,7 @@ import grpc
 from tests.conformance.http2.wire import PREFACE
 from tests.integration.abuse.attacked import PATH, Attacked, attacked
 
-MUTANTS = 300
+MUTANTS = 600
 SEED = 7
 METADATA = (("x-agent-id", "echo"), ("x-plain", "yes"), ("x-trace-bin", b"\0\1\2\xff"))
 

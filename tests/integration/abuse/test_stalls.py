@@ -137,13 +137,13 @@ async def test_one_byte_windows() -> None:
     async with attacked() as scene, scene.attacker() as peer:
         peer.send(settings({4: 1}), window(0, 1_000_000))
         for n in range(999):
-            ask(peer, 2 * n + 1, message(bytes(200)))
+            ask(peer, 2 * n + 1, message(bytes(60)))
         await peer.until(lambda seen: len(seen.data) == 999)
         crumbs = asyncio.ensure_future(peer.until(lambda seen: len(seen.ended) == 999))
-        for _ in range(204):
+        for _ in range(64):
             peer.send(b"".join(window(2 * n + 1, 1) for n in range(999)))
         await scene.witness.call_until(crumbs)
-        assert set(peer.seen.data.values()) == {message(bytes(200))}
+        assert set(peer.seen.data.values()) == {message(bytes(60))}
 
 
 async def test_a_connection_window_in_crumbs() -> None:

@@ -1,0 +1,59 @@
+"""One turn's writes leave together, each connection's in one piece, in the order in which it began to speak."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from outrider_http2.turn import Turn
+
+
+class Speaker:
+    """Stands in for a connection: it has something to say, and says it when flushed."""
+
+    def __init__(self, name: str, log: list[str], then: Callable[[], None] | None = None):
+        self.name = name
+        self.log = log
+        self.then = then
+
+    def flush(self) -> None:
+        self.log.append(self.name)
+        if self.then is not None:
+            self.then()
+
+
+def test_within_a_turn_nothing_leaves_before_its_end() -> None:
+    later: list[Callable[[], None]] = []
+    log: list[str] = []
+    turn = Turn(later.append)
+    turn.begin()
+    turn.add(Speaker("a", log))  # type: ignore[arg-type]
+    turn.add(Speaker("b", log))  # type: ignore[arg-type]
+    assert (log, later) == ([], [])
+    turn.end()
+    assert log == ["a", "b"]
+    turn.end()
+    assert log == ["a", "b"]
+
+
+def test_outside_of_a_turn_one_flush_is_asked_for() -> None:
+    later: list[Callable[[], None]] = []
+    log: list[str] = []
+    turn = Turn(later.append)
+    turn.add(Speaker("a", log))  # type: ignore[arg-type]
+    turn.add(Speaker("b", log))  # type: ignore[arg-type]
+    assert len(later) == 1
+    later.pop()()
+    assert log == ["a", "b"]
+    turn.add(Speaker("c", log))  # type: ignore[arg-type]
+    later.pop()()
+    assert log == ["a", "b", "c"]
+
+
+def test_who_begins_to_speak_during_the_flush_is_flushed_too() -> None:
+    log: list[str] = []
+    turn = Turn(lambda _: None)
+    late = Speaker("late", log)
+    turn.begin()
+    turn.add(Speaker("first", log, lambda: turn.add(late)))  # type: ignore[arg-type]
+    turn.end()
+    assert log == ["first", "late"]
