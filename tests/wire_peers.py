@@ -12,7 +12,7 @@ from typing import Protocol
 from outrider_http2 import frames
 from outrider_http2.head import Head, Rest
 from outrider_http2.hpack import literal
-from outrider_http2.stream import Stream
+from outrider_http2.stream import Handler, Stream
 from outrider_sidecar.core import errors
 
 _CONTENT_TYPE = (b"content-type", b"application/grpc")
@@ -50,7 +50,7 @@ def tail_head(status: int, *fields: tuple[str, str]) -> Head:
     return Head(((b"grpc-status", b"%d" % status), *more))
 
 
-class Peer:
+class Peer(Handler):
     """What one side of a stream has heard."""
 
     def __init__(self, flows: Flows, stream: Stream, reads: bool):

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from outrider_sidecar.core.endpoint import Endpoint
 
 ABORTED: Final = -1  # the status an attempt cancelled by us ends with
+MAX_PUSHBACK_S: Final = 300.0
+MAX_PUSHBACK_S: Final = 300.0  # what an endpoint may ask a retry to wait
 
 
 class Attempt(Handler):
@@ -108,6 +110,8 @@ class Attempt(Handler):
         if head.status != 200 or not head.values.get(b"content-type", b"").startswith(b"application/grpc"):
             self.http_status = head.status  # not gRPC: the body is of no use to the caller
             return
+        if self.timer is not None:
+            self.timer.cancel()
         if call.hedges is not None:
             call.commit(self)
         if call.body is not None:
@@ -216,10 +220,14 @@ class Attempt(Handler):
 
     def time_out(self) -> None:
         """The time for one try is over and no reply has begun."""
-        if not self.over and not self.call.replied:
-            if self.stream is None:
-                self.endpoint.connector.leave(self)
-            self._failed(errors.UNAVAILABLE, f"{self.endpoint.address} gave no reply within the per-try timeout", True)
+        if self.over or self.call.replied:
+            return
+        address = self.endpoint.address
+        if self.stream is None:
+            self.endpoint.connector.leave(self)
+            self._failed(errors.UNAVAILABLE, f"{address}: no connection within the per-try timeout", False)
+        else:
+            self._failed(errors.UNAVAILABLE, f"{address} gave no reply within the per-try timeout", True)
 
     def abort(self) -> None:
         """Cancel upstream at once: the caller is gone, out of time, or answered by another attempt."""

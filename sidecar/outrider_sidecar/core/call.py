@@ -252,12 +252,12 @@ class Call(Request):
             for stage in self.stages:
                 data = stage.feed(data)
             if not data:
-                return True
+                return tap is None or tap.takes_more(True)
         self.reply_bytes += len(data)
         down = self.down
         down.send_data(data)
         if tap is not None:
-            return (down.queue is None or tap.runs_ahead) and not tap.holds_back
+            return tap.takes_more(down.queue is None)
         return down.queue is None
 
     def reply_tail(self, head: Head, extra: bytes, status: int) -> None:
@@ -302,9 +302,20 @@ class Call(Request):
             self.reply_tail(errors.ERROR_TAILS[status], extra, status)
         else:
             # Half a message is on its way to a caller that does not read: only a reset is prompt and honest.
+            tap, self.tap = self.tap, None
             self.down.reset(frames.CANCEL)
             self.finish(status)
+            if tap is not None:
+                tap.on_tail(errors.ERROR_TAILS[status], extra, status)
         return True
+
+    def cut(self) -> None:
+        """The process holds too much and this call has held its share longest: its copy goes, or the call does."""
+        tries = self.hedges or (self.attempt,)
+        if all([attempt is not None and attempt.stream is not None for attempt in tries]):
+            self.drop_body()  # it is upstream; what is kept would serve a further try only
+        else:
+            self.fail(errors.RESOURCE_EXHAUSTED, "the sidecar's limit of held bytes is reached (limits.held_bytes)")
 
     def commit(self, attempt: Attempt) -> None:
         """Of several attempts under way this one answers; the others are cancelled."""
@@ -350,9 +361,10 @@ class Call(Request):
     def on_drain(self, stream: Stream, sent_bytes: int) -> None:
         """The caller took queued reply bytes."""
         attempt = self.attempt
-        if attempt is not None:
-            if self.tap is None or not self.tap.holds_back:
-                attempt.reply_taken(sent_bytes, stream.queue is None)
+        if self.tap is not None:
+            self.tap.taken(sent_bytes, stream.queue is None)
+        elif attempt is not None:
+            attempt.reply_taken(sent_bytes, stream.queue is None)
         elif self.over and stream.queue is None and not self.request_ended:
             stream.reset(frames.NO_ERROR)
 
@@ -362,7 +374,7 @@ class Call(Request):
             self.ended_by = "deadline"
             self.leave_flight()
             waited_ms = (self.runtime.clock() - self.started_at) * 1e3
-            where = "" if self.live else ", before an endpoint was reached"
+            where = "" if self.tried else ", before an endpoint was reached"
             self.fail(errors.DEADLINE_EXCEEDED, f"deadline exceeded after {waited_ms:.0f} ms{where}")
 
     def finish(self, status: int) -> None:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from outrider_http2.head import Head, Rest
 from outrider_http2.stream import Handler, Sink
-from outrider_sidecar.core.errors import RESOURCE_EXHAUSTED
 
 if TYPE_CHECKING:
     from outrider_http2.stream import Stream
@@ -62,12 +61,8 @@ class Request(Handler):
         """Run the steps that have not run yet."""
         raise NotImplementedError  # abstract
 
-    def leave_flight(self) -> None:
-        """If others wait for this call's reply, hand its work over to them."""
-        raise NotImplementedError  # abstract
-
-    def fail(self, status: int, message: str, extra: bytes = b"") -> bool:
-        """Answer with a status of our own."""
+    def cut(self) -> None:
+        """The process holds too much and this call has held its share longest."""
         raise NotImplementedError  # abstract
 
     def want_body(self, limit: int, then: Callable[[Any], Any]) -> bool:
@@ -138,11 +133,6 @@ class Request(Handler):
             self.runtime.ledger.release(self.held_bytes)
             self.runtime.ledger.stalled.pop(self, None)
             self.held_bytes = 0
-
-    def cut(self) -> None:
-        """The process holds too much and this call has held its share longest."""
-        self.leave_flight()
-        self.fail(RESOURCE_EXHAUSTED, "the sidecar's limit of held bytes is reached (limits.held_bytes)")
 
     def credit_all(self) -> None:
         owed = self.uncredited

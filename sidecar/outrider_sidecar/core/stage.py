@@ -36,14 +36,12 @@ class Tap:
 
     __slots__ = ()
 
-    @property
-    def holds_back(self) -> bool:
-        """Whether somebody who listens cannot take more now."""
+    def takes_more(self, caught_up: bool) -> bool:
+        """Whether the endpoint may send more; `caught_up`: the call's own caller has taken all there was."""
         raise NotImplementedError  # abstract
 
-    @property
-    def runs_ahead(self) -> bool:
-        """Whether the call's own caller may lag behind."""
+    def taken(self, size: int, caught_up: bool) -> None:
+        """The call's own caller took bytes that had waited."""
         raise NotImplementedError  # abstract
 
     def on_head(self, head: Head, extra: bytes) -> None:

@@ -70,14 +70,20 @@ class Wheel:
         else:
             due = [slot for slot in range(self._done_slot + 1, last + 1) if slot in slots]
         self._done_slot = max(last, self._done_slot)
+        broken: Exception | None = None
         for slot in due:
             waiting = slots.get(slot)
             while waiting:
-                waiting.pop().fire()
+                try:
+                    waiting.pop().fire()
+                except Exception as error:  # one broken timer must not stop all others for good
+                    broken = error
             slots.pop(slot, None)
         self._awake = bool(slots)
         if slots:
             self._wake(TICK_S)
+        if broken is not None:
+            raise broken
 
     def __len__(self) -> int:
         return sum(map(len, self.slots.values()))

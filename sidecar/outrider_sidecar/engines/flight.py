@@ -4,8 +4,8 @@ The first caller leads: its call runs on and the flight listens to its reply. La
 holds: a follower that leaves disturbs nobody; when the leader leaves (cancelled, out of time) while others wait, its
 work is handed over to a call of its own, which the last follower leaving cancels; a late follower gets everything
 from the first byte on; DEADLINE_EXCEEDED, CANCELLED and RESOURCE_EXHAUSTED are not shared: the first follower leads
-again. What is kept is bounded by `max_bytes`; past it nobody joins, the slowest sets the pace, and followers stalled
-for `STALL_S` are cut.
+again. What is kept is bounded by `max_bytes`; past it nobody joins, the slowest sets the pace, and callers that stall
+the others for `STALL_S` are cut.
 
 Deliberately not here: keys and storing (the cache filter, which is the `owner`).
 """
@@ -23,6 +23,7 @@ from outrider_sidecar.core.stage import Tap
 STALL_S: Final = 10.0
 UNSHARED: Final = frozenset({errors.DEADLINE_EXCEEDED, errors.CANCELLED, errors.RESOURCE_EXHAUSTED})
 MAX_ELECTIONS: Final = 3
+_STALLED: Final = "stalled while others read the same reply"
 _UNCOUNTED_BYTES: Final = 64 * 1024  # smaller recordings are bounded by the number of calls in flight
 
 
@@ -123,6 +124,7 @@ class Flight(Tap):
         leader = self.leader
         if leader.down is NOBODY and leader.deadline and (not call.deadline or call.deadline > leader.deadline):
             leader.set_deadline(call.deadline)
+        self.drained()  # the leader's own caller need not be waited for any more
 
     def leave(self, call: Call) -> None:
         """A follower is gone; without a leader's caller, the last one cancels the work."""
@@ -145,19 +147,35 @@ class Flight(Tap):
             heir.set_deadline(0.0 if 0.0 in ends else max(ends))
             heir.runtime.own_span(heir, call)
             heir.go_on()
+            self.drained()  # perhaps only the caller that has gone held the others up
         else:
             self._end(errors.CANCELLED)
 
     def drained(self) -> None:
-        """Somebody has caught up: the leader's endpoint may go on when all have."""
-        if self.holds_back:
+        """Somebody has caught up or gone: the leader's endpoint may go on when all who set the pace have."""
+        leader = self.leader
+        if self.holds_back or (leader.down.queue is not None and not self.runs_ahead):
             return
         if self.stall is not None:
             self.stall.cancel()
             self.stall = None
-        leader = self.leader
-        if leader.attempt is not None and leader.down.queue is None:
+        if leader.attempt is not None:
             leader.attempt.reply_taken(0, True)
+
+    def taken(self, size: int, caught_up: bool) -> None:
+        if caught_up:
+            self.drained()
+        elif self.leader.attempt is not None and not self.holds_back:
+            self.leader.attempt.reply_taken(size, False)
+
+    def takes_more(self, caught_up: bool) -> bool:
+        """As `Tap` says; whoever holds up the others from here on is given `STALL_S`."""
+        if (caught_up or self.runs_ahead) and not self.holds_back:
+            return True
+        if self.followers and self.stall is None:
+            runtime = self.leader.runtime
+            self.stall = runtime.wheel.at(runtime.clock() + STALL_S, self._cut_stalled)
+        return False
 
     @property
     def holds_back(self) -> bool:
@@ -172,10 +190,14 @@ class Flight(Tap):
         return self.chunks is not None and len(self.followers) > 0
 
     def _cut_stalled(self) -> None:
-        """Followers that hold up the others are cut."""
+        """Callers that hold up the others are cut, the leader's own included."""
         self.stall = None
         for follower in [one for one in self.followers if one.down.queue is not None]:
-            follower.fail(errors.RESOURCE_EXHAUSTED, "stalled while others read the same reply")
+            follower.fail(errors.RESOURCE_EXHAUSTED, _STALLED)
+        leader = self.leader
+        if self.followers and leader.down.queue is not None:
+            self.leader_leaves(leader)
+            leader.fail(errors.RESOURCE_EXHAUSTED, _STALLED)
         self.drained()
 
     # -- the leader's reply ----------------------------------------------------------------------------------------
@@ -203,10 +225,8 @@ class Flight(Tap):
                     self._hold(size)
         if self.followers:
             for follower in list(self.followers):
-                follower.reply_data(data)
-            if self.stall is None and self.holds_back:
-                runtime = self.leader.runtime
-                self.stall = runtime.wheel.at(runtime.clock() + STALL_S, self._cut_stalled)
+                if not follower.over:
+                    follower.reply_data(data)
 
     def _hold(self, size: int) -> None:
         ledger = self.leader.runtime.ledger

@@ -16,6 +16,7 @@ from outrider_sidecar.core.call import Call, Step
 from outrider_sidecar.core.entry import Entry
 from outrider_sidecar.core.payload import TOO_LARGE, Payload, RequestFacts, why_not_stored
 from outrider_sidecar.core.runtime import AgentState, Runtime
+from outrider_sidecar.core.wheel import Timer
 from outrider_sidecar.engines.cache import Cache
 from outrider_sidecar.engines.cache_control import parse as parse_control
 from outrider_sidecar.engines.cache_key import SCHEMA, AuthScopes, cache_key
@@ -240,12 +241,18 @@ def _accepts(call: Call, entry: Entry) -> bool:
 class Pace:
     """Replays a stream with the pauses it was recorded with."""
 
-    __slots__ = ("_at", "_call", "_entry")
+    __slots__ = ("_at", "_call", "_entry", "_timer")
 
     def __init__(self, call: Call, entry: Entry):
         self._call = call
         self._entry = entry
         self._at = 0
+        self._timer: Timer | None = None
+        call.done.append(self._stop)
+
+    def _stop(self, _: Call) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
     def next(self) -> None:
         """Send what is due; then wait for the next pause to pass."""
@@ -260,7 +267,7 @@ class Pace:
             gap_ms = entry.gaps_ms[at + 1] if at + 1 < len(entry.gaps_ms) else 0
             if gap_ms:
                 wheel = call.runtime.wheel
-                wheel.at(call.runtime.clock() + gap_ms / 1e3, self.next)
+                self._timer = wheel.at(call.runtime.clock() + gap_ms / 1e3, self.next)
                 return
 
 

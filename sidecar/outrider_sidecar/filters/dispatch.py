@@ -126,6 +126,7 @@ class Pool:
         now = self._runtime.clock()
         key = call.value(self._hash_on) if self._hashed else b""
         avoid = call.tried
+        denied: list[Endpoint] = []
         while True:
             endpoint = self.balancer.pick(now, key, avoid)
             if endpoint is None:
@@ -137,9 +138,10 @@ class Pool:
             self.refresh(now)
             if grant:
                 break
-            if endpoint in avoid:
+            if endpoint in denied:
                 return None  # every breaker is open
-            avoid = [*avoid, endpoint]
+            denied.append(endpoint)
+            avoid = [*call.tried, *denied]
         attempt = Attempt(call, endpoint)
         attempt.grant = grant
         if self._per_try_s:

@@ -72,6 +72,8 @@ def _by_message(default: Route | None) -> Step:
     def route_by_message(call: Call) -> bool | None:
         if call.want_body(_MAX_NATIVE_BYTES, route_by_message):
             return True
+        if not call.request_ended:
+            call.note("identify: too_large")
         agent_id = request_agent_id(b"".join(call.body or ()), call.head.values.get(b"grpc-encoding", b""))
         route = call.snapshot.routes.get(agent_id) if agent_id else default
         if route is None:

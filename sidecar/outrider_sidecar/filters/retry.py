@@ -8,7 +8,7 @@ methods the policy calls idempotent are hedged.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from outrider.policy import Agent
 from outrider_http2.head import Rest
@@ -19,7 +19,8 @@ from outrider_sidecar.core.runtime import AgentState, Runtime
 from outrider_sidecar.engines.backoff import retry_delay_s
 from outrider_sidecar.engines.budget import RetryBudget
 
-_TRANSPARENT_TRIES = 3  # beyond one per endpoint
+_TRANSPARENT_TRIES: Final = 3  # beyond one per endpoint
+_MAX_TRIES: Final = 32  # however many endpoints there are: a try refused at once makes the next from within
 
 
 class Retrier:
@@ -43,7 +44,7 @@ class Retrier:
             return False
         now = self._runtime.clock()
         if not processed:
-            if len(call.tried) >= len(self._state.pool.endpoints) + _TRANSPARENT_TRIES:
+            if len(call.tried) >= min(len(self._state.pool.endpoints) + _TRANSPARENT_TRIES, _MAX_TRIES):
                 return False
             return self._again(call)
         policy = self._policy
@@ -59,7 +60,8 @@ class Retrier:
         if (call.deadline and now + delay_s >= call.deadline) or not self._budget.withdraw(now):
             return False
         call.attempt = None
-        self._runtime.wheel.at(now + delay_s, lambda: self._later(call))
+        timer = self._runtime.wheel.at(now + delay_s, lambda: self._later(call))
+        call.done.append(lambda _: timer.cancel())
         return True
 
     def _later(self, call: Call) -> None:
@@ -85,15 +87,14 @@ class Retrier:
     def _hedge_now(self, call: Call, number: int) -> None:
         if call.over or call.replied or call.body is None or not call.request_ended or call.attempt is None:
             return
-        if not self._budget.withdraw(self._runtime.clock()):
-            return
         first = call.attempt
         hedge = self._state.pool.make(call)
         if hedge is None:
             return
-        if hedge.endpoint in [attempt.endpoint for attempt in call.hedges or [first]]:
+        under_way = [attempt.endpoint for attempt in call.hedges or [first]]
+        if hedge.endpoint in under_way or not self._budget.withdraw(self._runtime.clock()):
             self._state.pool.discard(hedge)
-            return  # no other endpoint: a second try at the same one would only add load
+            return  # a second try at the same endpoint would only add load
         call.tried.append(hedge.endpoint)
         call.hedges = [*(call.hedges or [first]), hedge]
         hedge.start()
