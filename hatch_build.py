@@ -1,8 +1,8 @@
 """Build hook: the data path compiled by mypyc, where it is asked for and a C compiler is at hand.
 
-Always holds: without OUTRIDER_COMPILE=1, or without a compiler, the wheel is pure and says `any`; with both it holds the
-same sources plus one extension module beside each compiled one, and is tagged for this interpreter and platform. The
-work is done in a directory of its own: nothing compiled ever lies beside the sources.
+Always holds: without OUTRIDER_COMPILE=1, or without a compiler, the wheel is pure and says `any`; with both it holds
+the same sources plus one extension module beside each compiled one, and is tagged for this interpreter and platform.
+The work is done in a directory of its own: nothing compiled ever lies beside the sources.
 
 Deliberately not here: which modules are compiled ([tool.hatch.build.hooks.custom] in pyproject.toml).
 """

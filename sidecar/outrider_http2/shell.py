@@ -64,11 +64,10 @@ class Reactor:
         if self._ticking is not None:
             self._ticking.cancel()
             self._ticking = None
-        shells = list(self.shells)
-        for shell in shells:
-            shell.close()
         deadline = clock() + 2.0
         while self.shells and clock() < deadline:
+            for shell in list(self.shells):
+                shell.close()  # again each time: a dial under way may bring one more
             await asyncio.sleep(0.002)
         for shell in list(self.shells):
             shell.transport.abort()

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from outrider_sidecar.core.endpoint import Endpoint
 
 ABORTED: Final = -1  # the status an attempt cancelled by us ends with
-MAX_PUSHBACK_S: Final = 300.0
 MAX_PUSHBACK_S: Final = 300.0  # what an endpoint may ask a retry to wait
 
 

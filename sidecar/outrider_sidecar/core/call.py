@@ -106,7 +106,7 @@ class Call(Request):
         self.ids = b""  # literals every head and tail of the reply carries
         self.tail_extra = b""  # literals the tail carries
         self.forward = b""  # literals every attempt's head carries
-        self.trace = NO_TRACE
+        self.trace: tuple[bytes, bytes, bytes, bytes, int] = NO_TRACE
         self.adapter: Payload | None = None  # who reads the reply's messages
         self.reader: ReplyReader | None = None
         self.payload: RequestFacts | None = None

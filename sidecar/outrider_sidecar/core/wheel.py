@@ -1,6 +1,6 @@
 """One timer structure for all deadlines: a wheel of ticks over one loop timer.
 
-Always holds: setting and cancelling are O(1); a cancelled timer is forgotten at once; a timer fires at most one tick
+Always holds: setting and cancelling are O(1); a cancelled timer is forgotten at once; a timer fires at most two ticks
 late and never early. Costs nothing while it is empty.
 """
 

@@ -103,6 +103,7 @@ class Flight(Tap):
         self.tail: Head | None = None
         self.over = False
         self.stall: Any = None
+        self.behind: dict[Call, int] = {}  # who held the others up when the stall began, and what they had taken
         self.elections = 0
         leader.tap = self
 
@@ -173,9 +174,14 @@ class Flight(Tap):
         if (caught_up or self.runs_ahead) and not self.holds_back:
             return True
         if self.followers and self.stall is None:
-            runtime = self.leader.runtime
-            self.stall = runtime.wheel.at(runtime.clock() + STALL_S, self._cut_stalled)
+            self._watch()
         return False
+
+    def _watch(self) -> None:
+        """Note how far everybody is who holds the others up; who is no further in `STALL_S` is cut."""
+        self.behind = {call: _delivered(call) for call in [*self.followers, self.leader] if call.down.queue is not None}
+        runtime = self.leader.runtime
+        self.stall = runtime.wheel.at(runtime.clock() + STALL_S, self._cut_stalled)
 
     @property
     def holds_back(self) -> bool:
@@ -190,15 +196,21 @@ class Flight(Tap):
         return self.chunks is not None and len(self.followers) > 0
 
     def _cut_stalled(self) -> None:
-        """Callers that hold up the others are cut, the leader's own included."""
+        """Callers that hold up the others and took nothing meanwhile are cut, the leader's own included."""
         self.stall = None
-        for follower in [one for one in self.followers if one.down.queue is not None]:
-            follower.fail(errors.RESOURCE_EXHAUSTED, _STALLED)
-        leader = self.leader
-        if self.followers and leader.down.queue is not None:
-            self.leader_leaves(leader)
-            leader.fail(errors.RESOURCE_EXHAUSTED, _STALLED)
+        stalled = [
+            call for call, taken in self.behind.items() if call.down.queue is not None and _delivered(call) == taken
+        ]
+        self.behind = {}
+        for call in stalled:
+            if call is not self.leader:
+                call.fail(errors.RESOURCE_EXHAUSTED, _STALLED)
+            elif self.followers:
+                self.leader_leaves(call)
+                call.fail(errors.RESOURCE_EXHAUSTED, _STALLED)
         self.drained()
+        if self.stall is None and self.followers and not self.over and self.holds_back:
+            self._watch()  # slow, but not stalled
 
     # -- the leader's reply ----------------------------------------------------------------------------------------
 
@@ -288,3 +300,8 @@ class Flight(Tap):
         self.owner.ended(self, status)
         if self.held_bytes:
             self.forget()
+
+
+def _delivered(call: Call) -> int:
+    """Reply bytes the caller's socket has taken."""
+    return call.reply_bytes - int(call.down.queued)

@@ -29,7 +29,7 @@ def build(runtime: Runtime) -> Step:
         if found is None:
             found = _resolve(call.head, snapshot, local)
             snapshot.remember(call.head, found)
-        if type(found) is Route:
+        if isinstance(found, Route):
             call.route = found
             call.steps = found.steps
             call.at = 0
