@@ -23,7 +23,16 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SWITCH = "OUTRIDER_COMPILE"
-MYPY_ARGUMENTS = ("--ignore-missing-imports", "--explicit-package-bases", "--follow-imports=silent", "--no-incremental")
+MYPY_ARGUMENTS = (
+    "--ignore-missing-imports",
+    "--explicit-package-bases",
+    "--follow-imports=silent",
+    "--no-incremental",
+    # mypy takes what it saw of an attribute for settled, although a call in between may change it; the compiler would
+    # build on that. Where the two could differ one of these finds the check that it holds for needless.
+    "--warn-unreachable",
+    "--enable-error-code=redundant-expr",
+)
 
 
 def why_not() -> str:

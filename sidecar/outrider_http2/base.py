@@ -17,7 +17,7 @@ from outrider_http2.head import Head, Heads, Rest
 from outrider_http2.hpack import Decoder, Encoder
 from outrider_http2.limits import Bucket, Limits
 from outrider_http2.stream import SHUT, Ledger, Stream
-from outrider_http2.turn import Turn
+from outrider_http2.turn import Speaker, Turn
 
 KNOWN_BLOCKS: Final = 512  # encoded or decoded blocks remembered per connection
 KNOWN_BLOCK_BYTES: Final = 1_024
@@ -37,7 +37,7 @@ class Fault(Exception):
         self.reason = reason
 
 
-class Base:
+class Base(Speaker):
     """What both roles share. `out` is drained by the shell through `flush`; `write_out` is set by it."""
 
     client_side = False
@@ -135,11 +135,15 @@ class Base:
         self._stalled_control = 0
         self.pump()
 
+    def is_stuck(self) -> bool:
+        """Whether no data can leave: the socket is full, or the connection's window is used up."""
+        return self.paused or self.send_window <= 0
+
     def pump(self) -> None:
         """Let blocked streams send in turn, one frame each, up to the bound of a turn."""
         left = self.limits.turn_out_bytes
         blocked = self.blocked
-        while blocked and left > 0 and not self.paused and self.send_window > 0:
+        while blocked and left > 0 and not self.is_stuck():
             moved = False
             for stream in list(blocked):
                 if stream not in blocked:
@@ -151,7 +155,7 @@ class Base:
                     if stream in blocked:  # the others first
                         del blocked[stream]
                         blocked[stream] = None
-                    if left <= 0 or self.paused or self.send_window <= 0:
+                    if left <= 0 or self.is_stuck():
                         break
             if not moved:
                 self.pump_more = False
@@ -225,6 +229,10 @@ class Base:
             raise Fault(frames.ENHANCE_YOUR_CALM, "too many resets")
 
     # -- the end ---------------------------------------------------------------------------------------------------
+
+    def is_over(self) -> bool:
+        """Whether nothing more is read."""
+        return self.closed or self.failed is not None
 
     def fail(self, code: int, reason: str) -> None:
         """End the connection with a GOAWAY; all streams are told. The shell closes the socket after the flush."""

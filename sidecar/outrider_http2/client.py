@@ -57,7 +57,7 @@ class ClientConnection(Connection):
             and self.next_id < frames.MAX_STREAM_ID
         )
 
-    def open_stream(self, handler: Handler) -> Stream:
+    def open_stream(self, handler: Handler | None) -> Stream:
         """A new stream; the caller has checked `has_room` and sends a head next."""
         stream_id = self.next_id
         self.next_id = stream_id + 2

@@ -44,7 +44,7 @@ class Connection(Base):
 
     def receive(self, data: bytes) -> None:
         """Feed received bytes. Afterwards `more` tells that whole frames are left for another turn."""
-        if self.closed or self.failed is not None:
+        if self.is_over():
             return
         if self.rest:
             data = self.rest + data

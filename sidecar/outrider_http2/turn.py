@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from outrider_http2.base import Base
+from outrider_http2.compiled import mypyc_attr
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Speaker:
+    """What has output to write: a connection."""
+
+    __slots__ = ()
+
+    def flush(self) -> None:
+        raise NotImplementedError  # abstract
 
 
 class Turn:
@@ -17,11 +25,11 @@ class Turn:
 
     def __init__(self, call_soon: Callable[[Callable[[], None]], object]):
         self._call_soon = call_soon
-        self._dirty: list[Base] = []
+        self._dirty: list[Speaker] = []
         self._deep = False
         self._later = False
 
-    def add(self, conn: Base) -> None:
+    def add(self, conn: Speaker) -> None:
         """A connection's output has become non-empty."""
         self._dirty.append(conn)
         if not self._deep and not self._later:

@@ -86,10 +86,8 @@ class Request(Handler):
             return
         self.request_bytes += size
         attempt = self.attempt
-        if self.body is not None:
-            self._keep(data, size)
-            if self.over:
-                return  # keeping it went past the cap of held bytes, and this very call was cut for it
+        if self.body is not None and not self._keep(data, size):
+            return  # keeping it went past the cap of held bytes, and this very call was cut for it
         if attempt is not None:
             up = attempt.stream
             self.uncredited += size
@@ -112,11 +110,12 @@ class Request(Handler):
         """Request trailers: gRPC has none, so they only end the request."""
         self.on_data(stream, b"", True)
 
-    def _keep(self, data: bytes, size: int) -> None:
+    def _keep(self, data: bytes, size: int) -> bool:
+        """Whether the call has survived it."""
         total = self.body_bytes + size
         if total > self.body_limit and self.attempt is not None and self.attempt.stream is not None:
             self.drop_body()  # it is all upstream already, and too much to be kept for another try
-            return
+            return True
         self.body.append(data)  # type: ignore[union-attr]
         self.body_bytes = total
         if total > BODY_BYTES_UNCOUNTED:
@@ -125,6 +124,7 @@ class Request(Handler):
                 ledger.stalled[self] = None
             self.held_bytes += size
             ledger.hold(size)
+        return not self.over
 
     def drop_body(self) -> None:
         """No further attempt will be made: forget what was kept for one."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any, Final, Protocol
 
 from outrider_http2.head import Head
-from outrider_http2.stream import Sink
+from outrider_http2.stream import Sink, Stream
 from outrider_sidecar.core import errors
 from outrider_sidecar.core.call import Call
 from outrider_sidecar.core.stage import Tap
@@ -304,4 +304,4 @@ class Flight(Tap):
 
 def _delivered(call: Call) -> int:
     """Reply bytes the caller's socket has taken."""
-    return call.reply_bytes - int(call.down.queued)
+    return call.reply_bytes - (call.down.queued if isinstance(call.down, Stream) else 0)

@@ -137,4 +137,4 @@ def build(agent: Agent, state: AgentState, runtime: Runtime) -> Step:
 def matches(path: bytes, names: Any) -> bool:
     """Whether a method path is one of `names` ("/pkg.Svc/Method" or "/pkg.Svc/*")."""
     text = path.decode("ascii", "replace")
-    return text in names or text[: text.rfind("/")] + "/*" in names
+    return text in names or text[: text.rfind("/") + 1] + "*" in names

@@ -7,7 +7,7 @@ Always holds: it is the outermost step, so sheds, refusals and cache hits are se
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from outrider_http2.hpack import literal
 from outrider_sidecar.core.call import Call, Step
@@ -59,7 +59,7 @@ def build(runtime: Runtime) -> Step:
 def span_of(call: Call, now: float, kind: int = CLIENT) -> Span:
     """The record of an ended call; fields by position because this runs for every call."""
     trace_id, span_id, parent_id, state, flags = call.trace
-    route = call.route
+    route: Any = call.route  # None where the call was refused before it had one
     started_at = call.started_at
     tried = call.tried
     facts = call.payload

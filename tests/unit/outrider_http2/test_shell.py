@@ -64,7 +64,7 @@ async def test_a_broken_part_stops_nobodys_clock() -> None:
 
         broken: Any = Broken()
         reactor.shells.add(broken)
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises((ZeroDivisionError, TypeError)):  # the latter: compiled code takes shells only
             reactor._tick()
         reactor.shells.discard(broken)
         assert reactor._ticking is not None

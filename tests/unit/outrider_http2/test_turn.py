@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from outrider_http2.turn import Turn
+from outrider_http2.turn import Speaker, Turn
 
 
-class Speaker:
+class Noted(Speaker):
     """Stands in for a connection: it has something to say, and says it when flushed."""
 
     def __init__(self, name: str, log: list[str], then: Callable[[], None] | None = None):
@@ -26,8 +26,8 @@ def test_within_a_turn_nothing_leaves_before_its_end() -> None:
     log: list[str] = []
     turn = Turn(later.append)
     turn.begin()
-    turn.add(Speaker("a", log))  # type: ignore[arg-type]
-    turn.add(Speaker("b", log))  # type: ignore[arg-type]
+    turn.add(Noted("a", log))
+    turn.add(Noted("b", log))
     assert (log, later) == ([], [])
     turn.end()
     assert log == ["a", "b"]
@@ -39,12 +39,12 @@ def test_outside_of_a_turn_one_flush_is_asked_for() -> None:
     later: list[Callable[[], None]] = []
     log: list[str] = []
     turn = Turn(later.append)
-    turn.add(Speaker("a", log))  # type: ignore[arg-type]
-    turn.add(Speaker("b", log))  # type: ignore[arg-type]
+    turn.add(Noted("a", log))
+    turn.add(Noted("b", log))
     assert len(later) == 1
     later.pop()()
     assert log == ["a", "b"]
-    turn.add(Speaker("c", log))  # type: ignore[arg-type]
+    turn.add(Noted("c", log))
     later.pop()()
     assert log == ["a", "b", "c"]
 
@@ -52,8 +52,8 @@ def test_outside_of_a_turn_one_flush_is_asked_for() -> None:
 def test_who_begins_to_speak_during_the_flush_is_flushed_too() -> None:
     log: list[str] = []
     turn = Turn(lambda _: None)
-    late = Speaker("late", log)
+    late = Noted("late", log)
     turn.begin()
-    turn.add(Speaker("first", log, lambda: turn.add(late)))  # type: ignore[arg-type]
+    turn.add(Noted("first", log, lambda: turn.add(late)))
     turn.end()
     assert log == ["first", "late"]

@@ -18,7 +18,7 @@ ASK, ANSWER = message(b"ask"), message(b"answer")
 ONCE = Retry(max_attempts=1)
 
 
-class Witness:
+class Witness(Balancer):
     """A balancer that writes down what it is told."""
 
     def __init__(self, inner: Balancer):

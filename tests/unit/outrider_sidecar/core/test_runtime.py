@@ -6,6 +6,7 @@ import pytest
 
 from outrider.policy import Policy
 from outrider_http2.head import Head
+from outrider_sidecar.core.endpoint import Endpoint
 from outrider_sidecar.core.runtime import _MAX_ROUTES, Snapshot
 from tests.wire import Wire, agent, message
 
@@ -53,7 +54,7 @@ def test_without_an_edge_there_is_no_endpoint() -> None:
     wire = Wire(Policy())
     runtime = type(wire.runtime)(wire.reactor, wire.loop.time, wire.wall, wire.runtime.rng)
     with pytest.raises(LookupError, match="no edge"):
-        runtime.connector(None, agent())  # type: ignore[arg-type]
+        runtime.connector(Endpoint("a:1"), agent())
 
 
 def test_a_timer_that_raises_leaves_the_turn_closed() -> None:
