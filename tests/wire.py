@@ -30,6 +30,7 @@ from outrider_http2.shell import Reactor
 from outrider_http2.stream import Stream
 from outrider_sidecar import stack
 from outrider_sidecar.app import OWNED
+from outrider_sidecar.core.attempt import Attempt
 from outrider_sidecar.core.call import Call
 from outrider_sidecar.core.endpoint import Endpoint
 from outrider_sidecar.core.runtime import AgentState, Runtime, Snapshot
@@ -337,10 +338,12 @@ class Wire:
         assert sum(call.live for call in calls) == sum(link.endpoint.pending for link in self.links)
         for stream in streams:
             if not stream.remote_closed and stream.handler is not None:
+                assert isinstance(stream.handler, Call)
                 owed = stream.handler.uncredited
                 assert stream.recv_window + stream.credit_due + owed == self.reactor.limits.stream_window_bytes
         for stream in tries:
             if not stream.remote_closed and stream.handler is not None:
+                assert isinstance(stream.handler, Attempt)
                 owed = stream.handler.owed
                 assert stream.recv_window + stream.credit_due + owed == self.reactor.limits.stream_window_bytes
         for call in calls:

@@ -117,6 +117,12 @@ class Peer(Handler):
             self.stream.credit(size)
         self.flows.flow()
 
+    def take(self, size: int) -> None:
+        """Take so many bytes and no more."""
+        self._unread_bytes -= size
+        self.stream.credit(size)
+        self.flows.flow()
+
     def stop_reading(self) -> None:
         self.reads = False
 

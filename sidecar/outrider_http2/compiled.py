@@ -1,6 +1,7 @@
 """What mypyc is told about classes. At run time it says nothing, so that nothing has to be installed for it.
 
-A compiled class may be subclassed by interpreted code only if it says so: `@mypyc_attr(allow_interpreted_subclasses=True)`.
+A compiled class may be subclassed by interpreted code only if it says so:
+`@mypyc_attr(allow_interpreted_subclasses=True)`.
 """
 
 from __future__ import annotations

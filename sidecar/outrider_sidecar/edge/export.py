@@ -1,8 +1,9 @@
 """Span export: call records in, OTLP requests out to any number of collectors.
 
-Always holds: `add` costs one append; records are encoded once for all collectors, `SLICE` a loop turn, so neither a
-burst nor a dead collector stalls a call; everything that waits is bounded and what is dropped is counted. Collectors
-are served independently. A foreign collector gets sampled spans only, the control plane gets all.
+Always holds: `add` costs one append; records are encoded once for all collectors, `SLICE` and a sixteenth of the
+backlog a loop turn, so neither a burst nor a dead collector stalls a call; everything that waits is bounded and what is
+dropped is counted. Collectors are served independently. A foreign collector gets sampled spans only, the control plane
+gets all.
 
 Deliberately not here: the connection (each `Collector` is given a `send`), queue and retry rules
 (`engines.export_queue`), the bytes (`engines.otlp`).
@@ -27,7 +28,7 @@ from outrider_sidecar.engines.otlp_reply import partial_success, retry_delay_s
 log = logging.getLogger(__name__)
 
 PATH = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
-SLICE = 16  # spans encoded in one loop turn: about 60 us
+SLICE = 16  # spans encoded in one loop turn at least: about 60 us; more where many wait
 TICK_S = 0.02  # how long records gather before the first slice
 OUTCOMES = ("exported", "rejected", "dropped_full", "dropped_refused")  # counters of an ExportQueue
 
@@ -178,7 +179,8 @@ class Export:
             self._loop.call_later(TICK_S, self._slice)
 
     def _slice(self) -> None:
-        self._encode(SLICE)
+        # A backlog makes the slices larger: at full load a fixed size would fall behind, and hold and drop records.
+        self._encode(SLICE + len(self._records) // 16)
         if self._records and self._loop is not None:
             self._loop.call_soon(self._slice)
         else:

@@ -155,7 +155,7 @@ class Flight(Tap):
     def drained(self) -> None:
         """Somebody has caught up or gone: the leader's endpoint may go on when all who set the pace have."""
         leader = self.leader
-        if self.holds_back or (leader.down.queue is not None and not self.runs_ahead):
+        if self.waits:
             return
         if self.stall is not None:
             self.stall.cancel()
@@ -191,6 +191,11 @@ class Flight(Tap):
         return any([follower.down.queue is not None for follower in self.followers])
 
     @property
+    def waits(self) -> bool:
+        """Whether the endpoint has to wait for somebody who has not caught up."""
+        return self.holds_back or (self.leader.down.queue is not None and not self.runs_ahead)
+
+    @property
     def runs_ahead(self) -> bool:
         """Whether the leader's own caller may lag: others wait, and what it misses is kept anyway."""
         return self.chunks is not None and len(self.followers) > 0
@@ -209,7 +214,7 @@ class Flight(Tap):
                 self.leader_leaves(call)
                 call.fail(errors.RESOURCE_EXHAUSTED, _STALLED)
         self.drained()
-        if self.stall is None and self.followers and not self.over and self.holds_back:
+        if self.stall is None and self.followers and not self.over and self.waits:
             self._watch()  # slow, but not stalled
 
     # -- the leader's reply ----------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, Serv
 from outrider.policy import Agent, EndpointPolicy, Policy
 from outrider_http2.client import ClientConnection
 from outrider_http2.head import Head
-from outrider_http2.stream import Handler
+from outrider_http2.stream import Handler, Stream
 from outrider_sidecar.core import errors
 from outrider_sidecar.edge import own_services as own
 from outrider_sidecar.edge.upstream import dial
@@ -174,18 +174,20 @@ async def test_a_caller_that_does_not_read_is_told_the_newest_later(served: Serv
     watch = served.health.Watch(asked())
     await watch.read()
     (call,) = served.mesh.runtime.calls
-    window = call.down.send_window
-    call.down.send_window = 0
+    down = call.down
+    assert isinstance(down, Stream)
+    window = down.send_window
+    down.send_window = 0
     served.is_up = False
-    await until(lambda: call.down.queue is not None)
-    queued = call.down.queued
+    await until(lambda: down.queue is not None)
+    queued = down.queued
     for _ in range(5):
         served.is_up = not served.is_up
         await asyncio.sleep(0.03)
-    assert call.down.queued == queued
-    call.down.send_window = window
+    assert down.queued == queued
+    down.send_window = window
     served.mesh.reactor.turn.begin()
-    call.down.pump()
+    down.pump()
     served.mesh.reactor.turn.end()
     statuses = [(await watch.read()).status, (await watch.read()).status]
     assert statuses == [NOT_SERVING, SERVING]
@@ -311,6 +313,7 @@ async def test_who_does_not_read_replies_is_not_read_from(served: Served):
     writing = asyncio.create_task(write())
     await until(lambda: any(call.down.queue is not None for call in served.mesh.runtime.calls))
     (call,) = served.mesh.runtime.calls
+    assert isinstance(call.down, Stream)
     assert call.down.queued < 100_000  # not more than the reply that did not fit
     await until(lambda: call.uncredited > 0)  # so that the caller has to stop
     replies = [reply async for reply in talk]

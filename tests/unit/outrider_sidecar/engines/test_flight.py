@@ -255,6 +255,25 @@ def test_past_the_recording_whoever_stalls_the_others_is_cut(lead: bool) -> None
     wire.assert_clean()
 
 
+@pytest.mark.parametrize("lead", [True, False])
+def test_past_the_recording_slow_is_not_stalled_until_it_is(lead: bool) -> None:
+    wire = shared(window_bytes=1_000, cache_max_object_bytes=10_000)
+    first, second = ask(wire, reads=not lead), ask(wire, reads=lead)
+    slow, quick = (first, second) if lead else (second, first)
+    served = only(wire)
+    served.begin()
+    served.data(b"r" * 500_000)
+    for _ in range(5):
+        wire.pass_s(STALL_S * 0.7)
+        slow.take(600)
+    assert slow.reset_code is None
+    wire.pass_s(2 * STALL_S + 0.1)
+    assert slow.reset_code == frames.CANCEL
+    served.finish()
+    assert (quick.status, len(quick.body)) == (0, 500_000)
+    wire.assert_clean()
+
+
 def test_a_leader_that_held_up_the_others_sets_them_free_as_it_leaves() -> None:
     wire = shared(window_bytes=1_000, cache_max_object_bytes=10_000)
     leader, quick = ask(wire, reads=False), ask(wire)
@@ -271,7 +290,7 @@ def test_a_leader_that_held_up_the_others_sets_them_free_as_it_leaves() -> None:
 
 
 def test_what_is_recorded_counts_as_held_and_is_given_up_when_memory_is_short() -> None:
-    wire = shared(cache_max_object_bytes=1_000_000, held_bytes=200_000)
+    wire = shared(1_000_000, cache_max_object_bytes=1_000_000, held_bytes=200_000)
     callers = [ask(wire), ask(wire)]
     served = only(wire)
     served.begin()

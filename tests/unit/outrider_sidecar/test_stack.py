@@ -1,0 +1,83 @@
+"""The order of the filters, and what compiling a policy does to live state."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from outrider.policy import Agent, EndpointPolicy, Optimization, Policy
+from outrider_sidecar import stack
+from outrider_sidecar.core.span import CLIENT, SERVER
+from outrider_sidecar.filters import admit, cache, deadline, dispatch, identify, payload, retry, trace
+from tests.wire import Wire, agent, message
+
+ASK, ANSWER = message(b"ask"), message(b"answer")
+
+
+def before(order: tuple[ModuleType, ...], *modules: ModuleType) -> bool:
+    """Whether these stand in this order."""
+    places = [order.index(module) for module in modules]
+    return places == sorted(places)
+
+
+def test_the_order_of_the_filters() -> None:
+    assert stack.ENTRY == (trace, identify)
+    assert before(stack.EGRESS, deadline, payload, cache, admit, retry, dispatch)
+    assert before(stack.INGRESS, deadline, payload, admit, dispatch)
+    for order in (stack.EGRESS, stack.INGRESS):
+        assert order[-1] is dispatch
+        assert len(set(order)) == len(order)
+
+
+def test_a_filter_with_nothing_to_do_is_not_in_the_route() -> None:
+    wire = Wire(agent())
+    plain = len(wire.runtime.snapshot.routes["a"].steps)
+    wire.apply(agent(optimization=Optimization(cache_enabled=True)))
+    assert len(wire.runtime.snapshot.routes["a"].steps) == plain + 1
+
+
+def test_agents_come_and_go_and_those_that_stay_keep_their_state() -> None:
+    wire = Wire(Policy({name: Agent(name, (EndpointPolicy(f"{name}:1"),)) for name in "abc"}, "a"))
+    kept, gone = wire.state("b"), wire.state("c")
+    wire.apply(Policy({name: Agent(name, (EndpointPolicy(f"{name}:1"),)) for name in "bd"}, "b"))
+    assert sorted(wire.runtime.agents) == ["b", "d"]
+    assert wire.state("b") is kept
+    assert gone.pool.endpoints == {}
+    assert wire.link("c:1").closed
+    assert not wire.link("b:1").closed
+    assert wire.runtime.snapshot.kind == CLIENT
+
+
+def test_ingress_and_egress_of_an_agent_share_nothing() -> None:
+    wire = Wire(agent(optimization=Optimization(cache_enabled=True)))
+    egress = wire.runtime.snapshot
+    ingress = stack.compile_ingress("a", "local:1", wire.runtime)
+    assert ingress.kind == SERVER
+    assert ingress.routes["a"].state is not egress.routes["a"].state
+    assert list(ingress.routes["a"].state.pool.endpoints) == ["local:1"]
+    wire.apply(Policy())
+    assert list(ingress.routes["a"].state.pool.endpoints) == ["local:1"]
+    assert len(wire.runtime.agents) == 1
+
+
+def test_ingress_takes_every_call_to_its_one_agent() -> None:
+    wire = Wire(Policy())
+    wire.runtime.snapshot = stack.compile_ingress("a", "local:1", wire.runtime)
+    wire.states.update({id(state): state for state in wire.runtime.agents.values()})
+    for fields, authority in (((), "elsewhere"), ((("x-agent-id", "a"),), "b")):
+        caller = wire.call(*fields, body=ASK, authority=authority)
+        wire.link("local:1").served[-1].reply(ANSWER)
+        assert (caller.status, wire.spans[-1].kind) == (0, SERVER)
+    assert wire.call(("x-agent-id", "b"), body=ASK).status == 5
+    wire.assert_clean()
+
+
+def test_ingress_neither_retries_nor_ejects() -> None:
+    wire = Wire(Policy())
+    wire.runtime.snapshot = stack.compile_ingress("a", "local:1", wire.runtime)
+    wire.states.update({id(state): state for state in wire.runtime.agents.values()})
+    for count in range(1, 12):
+        caller = wire.call(body=ASK)
+        assert len(wire.link("local:1").served) == count
+        wire.link("local:1").served[-1].refuse(14)
+        assert caller.status == 14
+    wire.assert_clean()
