@@ -20,7 +20,6 @@ from types import SimpleNamespace
 from typing import Any
 
 from outrider.policy import Agent, EndpointPolicy, Optimization, Policy
-
 from outrider_http2 import frames
 from outrider_http2.client import ClientConnection
 from outrider_http2.hpack import Encoder, literal
@@ -73,9 +72,7 @@ class Path:
             conn=self.upstream, literal=literal(b"x-outrider-endpoint", b"127.0.0.1:9001"), begin=lambda _: None
         )
         runtime.connector = lambda endpoint, agent: connector
-        optimization = Optimization(
-            cache_enabled=full, cache_methods=("/bench.Echo/Unary",), cache_max_bytes=2**23
-        )
+        optimization = Optimization(cache_enabled=full, cache_methods=("/bench.Echo/Unary",), cache_max_bytes=2**23)
         if not hits and not store:
             optimization = replace(optimization, cache_max_object_bytes=64)
         agent = Agent("a", (EndpointPolicy("127.0.0.1:9001"),), optimization=optimization)

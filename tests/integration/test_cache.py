@@ -369,7 +369,8 @@ def test_a_reply_too_large_to_keep_is_still_shared(channel: grpc.Channel, sideca
                 held = max(held, sidecar.metric("outrider_held_bytes"))
         assert [one.result() for one in sums] == [79 * 100_000] * 2
         assert held < 4_000_000
-        assert trailers(slow)["x-outrider-cache"] == "coalesced"
+        verdicts = [trailers(one)["x-outrider-cache"] for one in (quick, slow)]
+        assert sorted(verdicts) == ["coalesced", "miss"]  # on two connections either may come first
     assert len(peer.records(key)) == 1
 
 

@@ -86,10 +86,7 @@ class Entry:
         self.tags = tags
         self.tokens = tokens
         self.weight_bytes = (
-            ENTRY_OVERHEAD_BYTES
-            + head_bytes
-            + sum(map(len, chunks))
-            + CHUNK_OVERHEAD_BYTES * len(chunks)
+            ENTRY_OVERHEAD_BYTES + head_bytes + sum(map(len, chunks)) + CHUNK_OVERHEAD_BYTES * len(chunks)
         )
         for tag in tags:
             self.weight_bytes += TAG_OVERHEAD_BYTES + len(tag)

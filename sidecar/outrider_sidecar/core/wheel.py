@@ -76,7 +76,7 @@ class Wheel:
             while waiting:
                 try:
                     waiting.pop().fire()
-                except Exception as error:  # one broken timer must not stop all others for good
+                except Exception as error:  # noqa: BLE001 - one broken timer must not stop all others for good
                     broken = error
             slots.pop(slot, None)
         self._awake = bool(slots)

@@ -203,9 +203,9 @@ class Connector:
 
     def _grow(self) -> None:
         """One connection more where every one there is has all the streams its peer allows, and calls still wait."""
-        if self._waiting and self._retry is None and len(self._shells) < MAX_CONNECTIONS:
-            if all([shell.conn.peer_settings for shell in self._shells]):
-                self._dial()
+        room = self._retry is None and len(self._shells) < MAX_CONNECTIONS
+        if self._waiting and room and all([shell.conn.peer_settings for shell in self._shells]):
+            self._dial()
 
     def _prepare(self, conn: ClientConnection) -> None:
         conn.on_ready = self._on_ready

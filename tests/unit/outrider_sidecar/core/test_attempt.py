@@ -97,7 +97,7 @@ def test_a_load_report_in_trailers_reaches_the_balancer_that_wants_it() -> None:
         served.data(ANSWER)
         served.finish(0, ("endpoint-load-metrics-bin", report))
         assert caller.status == 0
-    assert [told for told in witness.told if told[0] == "report"][0] == ("report", "a:1", 0.5)
+    assert next(told for told in witness.told if told[0] == "report") == ("report", "a:1", 0.5)
     wire.assert_clean()
 
 
