@@ -6,6 +6,8 @@ Always holds: at most `max_connections` connections; draining tells every peer b
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
 import ssl
 from collections.abc import Callable
@@ -56,7 +58,8 @@ class Listener:
         self._tls = tls is not None
         goodbye_s = SSL_SHUTDOWN_S if tls is not None else None
         if isinstance(address, str):
-            _remove_stale_socket(Path(address))
+            if not reuse_port:  # else the one that listens there is to be replaced
+                _remove_stale_socket(Path(address))
             self._server = await loop.create_unix_server(
                 self._make, address, ssl=tls, backlog=_BACKLOG, ssl_shutdown_timeout=goodbye_s
             )
@@ -158,7 +161,7 @@ class Listener:
 
 
 def _remove_stale_socket(path: Path) -> None:
-    """A socket file nobody listens on is left over from a process that was killed."""
+    """A socket file nobody listens on is left over from a process that was killed; a live one is not taken away."""
     if not path.is_socket():
         return
     probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -168,5 +171,7 @@ def _remove_stale_socket(path: Path) -> None:
         path.unlink()
     except OSError:
         pass
+    else:
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
     finally:
         probe.close()

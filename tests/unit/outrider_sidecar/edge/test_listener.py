@@ -86,6 +86,18 @@ async def test_a_stale_socket_file_is_replaced_and_a_live_one_is_not(tmp_path: P
         listener.close()
 
 
+async def test_a_live_socket_file_is_taken_over_where_the_newcomer_says_so(tmp_path: Path) -> None:
+    path = str(tmp_path / "egress.sock")
+    async with in_process() as mesh:
+        one, two = (Listener(mesh.runtime, lambda: mesh.runtime.snapshot) for _ in range(2))
+        await one.open(path)
+        await two.open(path, reuse_port=True)
+        assert await status_at(mesh, f"unix:{path}") == errors.NOT_FOUND
+        assert (one.connections, two.draining) == (0, False)
+        one.close()
+        two.close()
+
+
 async def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("mine")
