@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Final
 from urllib.parse import unquote
 
+from outrider.policy import STATUSES
 from outrider_http2 import frames
 from outrider_http2.head import Head
 from outrider_http2.hpack import literal
@@ -30,25 +31,7 @@ UNAVAILABLE: Final = 14
 DATA_LOSS: Final = 15
 UNAUTHENTICATED: Final = 16
 
-NAMES: Final = (
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-)
+NAMES: Final = STATUSES
 NUMBERS: Final = {name: number for number, name in enumerate(NAMES)}
 
 _CONTENT_TYPE: Final = (b"content-type", b"application/grpc")

@@ -11,6 +11,7 @@ import pytest
 
 from outrider.policy import Optimization
 from outrider_sidecar.config import Settings, Tls
+from outrider_sidecar.core.metric import Family
 from outrider_sidecar.edge.exposition import expose
 from outrider_sidecar.edge.view import SidecarView
 from outrider_sidecar.engines.series import Series
@@ -22,7 +23,7 @@ CACHED = agent("a:1", "b:1", optimization=Optimization(cache_enabled=True, cache
 
 def shown(wire: Wire, **more: Any) -> tuple[SidecarView, Any]:
     """A view of a data path, and the composition root it believes to see."""
-    sidecar = SimpleNamespace(
+    sidecar: Any = SimpleNamespace(
         version="1.2.3",
         settings=Settings(),
         draining=False,
@@ -45,7 +46,7 @@ def shown(wire: Wire, **more: Any) -> tuple[SidecarView, Any]:
 
 
 def figures(view: SidecarView) -> dict[str, dict[tuple[str, ...], float]]:
-    return {family.name: dict(family.samples) for family in view.metrics_families() if hasattr(family, "kind")}
+    return {family.name: dict(family.samples) for family in view.metrics_families() if isinstance(family, Family)}
 
 
 @pytest.mark.parametrize(
