@@ -9,6 +9,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -188,8 +189,10 @@ async def test_a_tick_that_fails_is_said_and_runs_again(
             runs.append(now)
             raise ZeroDivisionError
 
-        sidecar.runtime.agents["a"].pool.tick = break_down
+        state = sidecar.runtime.agents["a"]
+        state.pool, pool = SimpleNamespace(tick=break_down), state.pool
         await until(lambda: len(runs) > 2)
+        state.pool = pool
         assert "a periodic task failed" in caplog.text
 
 
