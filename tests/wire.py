@@ -332,7 +332,7 @@ class Wire:
         calls = self.runtime.calls
         streams = list(self.near.streams.values())
         tries = [stream for link in self.links for near, _ in link.conns for stream in near.streams.values()]
-        flights = [flight for state in self.states.values() if state.cache for flight in state.cache.flights.values()]
+        flights: list[Any] = [call.tap for call in calls if call.tap is not None]
         held = [stream.queued for stream in streams + tries] + [one.held_bytes for one in [*calls, *flights]]
         assert self.reactor.ledger.held_bytes == sum(held)
         assert sum(call.live for call in calls) == sum(link.endpoint.pending for link in self.links)
