@@ -137,12 +137,12 @@ class Link:
 
     def lose(self) -> None:
         """The socket breaks."""
-        for near, far in self.conns:
+        conns, self.conns = self.conns, []  # who waits may dial anew meanwhile
+        for near, far in conns:
             for reactor, conn in ((self._wire.reactor, near), (self._wire.agents, far)):
                 conn.now = self._wire.loop.now
                 with turn_of(reactor):
                     conn.lost()
-        self.conns.clear()
         self._wire.flow()
 
     def go_away(self) -> None:

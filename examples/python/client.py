@@ -9,7 +9,9 @@ Run: python client.py [--target 127.0.0.1:7600] [--agent-id ID] [--session-id ID
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import threading
 
 from outrider.client import Outrider, OutriderError
 from outrider.reply import CallInfo
@@ -55,13 +57,23 @@ def main() -> int:
     asked = " ".join(options.question)
     question = sys.stdin.read() if asked == "-" else asked
     identity = {"agent_id": options.agent_id, "session_id": options.session_id}
+    stopped = threading.Event()
     with Outrider(options.target, timeout_s=options.deadline_ms / 1000, **identity) as client:
+
+        def stop(*_: object) -> None:
+            # Not KeyboardInterrupt: raised while grpcio holds its locks, it breaks them.
+            stopped.set()
+            threading.Thread(target=client.close).start()  # ends the call, which reaches the agent
+
+        signal.signal(signal.SIGINT, stop)
         try:
             return 0 if ask(client, question, options.unary) else 1
         except OutriderError as error:
             print()
-            tell(error.info, str(error))
-        except KeyboardInterrupt:
+            tell(error.info, "CANCELLED" if stopped.is_set() else str(error))
+        except ValueError:  # the channel was closed before the call began
+            if not stopped.is_set():
+                raise
             print()
             tell(CallInfo(), "CANCELLED")
     return 1
