@@ -28,17 +28,6 @@ RST_STREAM, SETTINGS, GOAWAY = 3, 4, 7
 
 
 @pytest.fixture(scope="module")
-def mesh() -> Iterator[Mesh]:
-    with Mesh() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def peer(mesh: Mesh) -> Peer:
-    return mesh.peer()
-
-
-@pytest.fixture(scope="module")
 def sidecar(mesh: Mesh, peer: Peer) -> Sidecar:
     return mesh.sidecar(standalone(peer))
 

@@ -17,12 +17,6 @@ OFF = {"enabled": False}
 
 
 @pytest.fixture(scope="module")
-def mesh() -> Iterator[Mesh]:
-    with Mesh() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
 def peers(mesh: Mesh) -> dict[str, Peer]:
     return {name: mesh.peer(name) for name in ("a", "b", "c")}
 

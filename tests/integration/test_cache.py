@@ -16,17 +16,6 @@ CACHED = {"cache_enabled": True, "cache_methods": METHODS, "cache_jitter": 0.0}
 
 
 @pytest.fixture(scope="module")
-def mesh() -> Iterator[Mesh]:
-    with Mesh() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def peer(mesh: Mesh) -> Peer:
-    return mesh.peer()
-
-
-@pytest.fixture(scope="module")
 def sidecar(mesh: Mesh, peer: Peer) -> Sidecar:
     agents = [
         agent("cached", peer, optimization=CACHED),

@@ -26,12 +26,6 @@ from tests.sidecars import (
 OFF = {"enabled": False}
 
 
-@pytest.fixture(scope="module")
-def mesh() -> Iterator[Mesh]:
-    with Mesh() as started:
-        yield started
-
-
 @pytest.fixture
 def pair(mesh: Mesh) -> Iterator[list[Peer]]:
     peers = [mesh.peer("one"), mesh.peer("two")]

@@ -12,12 +12,6 @@ from tests.sidecars import Calls, Mesh, Peer, Sidecar, agent, channel_to, eventu
 
 
 @pytest.fixture(scope="module")
-def mesh() -> Iterator[Mesh]:
-    with Mesh() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
 def peers(mesh: Mesh) -> list[Peer]:
     return [mesh.peer(name) for name in ("one", "two")]
 

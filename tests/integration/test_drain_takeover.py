@@ -4,24 +4,12 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
 
 from tests.sidecars import Calls, Mesh, Peer, Sidecar, agent, channel_to, eventually, health_of, new_key, standalone
-
-
-@pytest.fixture(scope="module")
-def mesh() -> Iterator[Mesh]:
-    with Mesh() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def peer(mesh: Mesh) -> Peer:
-    return mesh.peer()
 
 
 @pytest.fixture

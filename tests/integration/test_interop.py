@@ -19,17 +19,6 @@ PING_PONG = tuple(zip(CLIENT_SIZES, SERVER_SIZES, strict=True))
 
 
 @pytest.fixture(scope="module")
-def mesh() -> Iterator[Mesh]:
-    with Mesh() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def peer(mesh: Mesh) -> Peer:
-    return mesh.peer()
-
-
-@pytest.fixture(scope="module")
 def sidecar(mesh: Mesh, peer: Peer) -> Sidecar:
     return mesh.sidecar(standalone(peer))
 

@@ -17,12 +17,6 @@ CACHED = {"cache_enabled": True}
 
 
 @pytest.fixture(scope="module")
-def mesh() -> Iterator[Mesh]:
-    with Mesh() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
 def collector(mesh: Mesh) -> Peer:
     return mesh.peer("collector")
 

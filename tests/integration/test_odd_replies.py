@@ -17,12 +17,6 @@ NEVER = {"max_attempts": 1}
 
 
 @pytest.fixture(scope="module")
-def mesh() -> Iterator[Mesh]:
-    with Mesh() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
 def sidecar(mesh: Mesh) -> Sidecar:
     address = mesh.h2_peer()
     one_stream = mesh.h2_peer("narrow", "--max-streams", "1")

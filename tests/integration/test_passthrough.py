@@ -18,17 +18,6 @@ OURS = ("x-outrider-call-id", "x-outrider-trace-id", "x-outrider-endpoint")
 
 
 @pytest.fixture(scope="module")
-def mesh() -> Iterator[Mesh]:
-    with Mesh() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def peer(mesh: Mesh) -> Peer:
-    return mesh.peer()
-
-
-@pytest.fixture(scope="module")
 def sidecar(mesh: Mesh, peer: Peer) -> Sidecar:
     return mesh.sidecar(standalone(peer))
 

@@ -28,12 +28,6 @@ PUSHBACK = "grpc-retry-pushback-ms"
 
 
 @pytest.fixture(scope="module")
-def mesh() -> Iterator[Mesh]:
-    with Mesh() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
 def peer(mesh: Mesh) -> Peer:
     return mesh.peer("one")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -11,12 +10,6 @@ import pytest
 
 from tests.certificates import Authority, serial_of
 from tests.sidecars import Calls, Mesh, Peer, Sidecar, agent, channel_to, eventually, standalone
-
-
-@pytest.fixture(scope="module")
-def mesh() -> Iterator[Mesh]:
-    with Mesh() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +30,6 @@ def stranger(folder: Path) -> Authority:
     other = Authority(folder, "other-ca")
     other.pair("stranger")
     return other
-
-
-@pytest.fixture(scope="module")
-def peer(mesh: Mesh) -> Peer:
-    return mesh.peer()
 
 
 @pytest.fixture(scope="module")

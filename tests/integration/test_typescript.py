@@ -92,12 +92,6 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, li
     }
 
 
-@pytest.fixture(scope="module")
-def mesh() -> Iterator[Mesh]:
-    with Mesh() as started:
-        yield started
-
-
 def start_agent(mesh: Mesh, command: list[str], name: str) -> Agent:
     child = mesh.children.start(name, [*command, "--port", "0", "--word-ms", WORD_MS])
 

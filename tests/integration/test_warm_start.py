@@ -11,17 +11,6 @@ from tests.sidecars import Calls, Mesh, Peer, Sidecar, channel_to, new_key, stan
 CACHED = {"cache_enabled": True, "cache_methods": ["/test.Agent/Unary"]}
 
 
-@pytest.fixture(scope="module")
-def mesh() -> Iterator[Mesh]:
-    with Mesh() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def peer(mesh: Mesh) -> Peer:
-    return mesh.peer()
-
-
 @pytest.fixture
 def sidecar(mesh: Mesh, peer: Peer) -> Iterator[Sidecar]:
     """A sidecar with a state directory of its own."""
