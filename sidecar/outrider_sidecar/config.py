@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from outrider import tree
+from outrider import tree, yaml_file
 from outrider.address import Address, parse_address
+from outrider.defaults import agent_defaults
 from outrider.policy import Policy, PolicyError
 from outrider.policy_parse import policy_from_mapping
-from outrider_sidecar import environment, yaml_file
+from outrider_sidecar import environment
 from outrider_sidecar.environment import Telemetry
 
 MASK = "***"
@@ -103,7 +104,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
     """The settings of a file (None: defaults alone) over the environment's; ConfigError where they cannot be used."""
     try:
         telemetry, notes = environment.telemetry(environ)
-        defaults = environment.agent_defaults(environ)
+        defaults = agent_defaults(environ)
     except PolicyError as error:
         raise ConfigError("environment", error.path, error.reason) from None
     source = path.absolute() if path is not None else None

@@ -1,9 +1,9 @@
-"""What the environment says: the customer's variables as defaults of every agent, OTEL_* as the standard says.
+"""What the environment says about telemetry: OTEL_* as the standard says.
 
-Always holds: a variable that is unset or empty means its default. A wrong value of one of ours is a PolicyError that
-names the variable; a wrong OTEL_* value is passed over with a note, as the OpenTelemetry specification asks.
+Always holds: a variable that is unset or empty means its default; a wrong value is passed over with a note, as the
+OpenTelemetry specification asks.
 
-Deliberately not here: variables of the control plane (learning, alerts, automatic scaling), the YAML file (`config`).
+Deliberately not here: the customer's variables (`outrider.defaults`), the YAML file (`config`).
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from types import MappingProxyType
 from urllib.parse import unquote, urlsplit
 
 from outrider.address import Address, parse_address
-from outrider.policy import Agent, PolicyError
-from outrider.policy_parse import agent_from_mapping
 from outrider.tree import show
 
 SAMPLERS = (
@@ -29,14 +27,6 @@ SAMPLERS = (
 SERVICE_NAME = "outrider-sidecar"
 OTLP_PORT = 4317
 _MAX_PAIRS = 128  # in OTEL_RESOURCE_ATTRIBUTES and in headers
-_WORDS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
-_AGENT_VARIABLES = {  # variable -> (section, field, type)
-    "CACHE_ENABLED": ("optimization", "cache_enabled", bool),
-    "CACHE_TTL": ("optimization", "cache_ttl", int),
-    "CACHE_STRATEGY": ("optimization", "cache_strategy", str),
-    "DEFAULT_MIN_INSTANCES": ("scaling", "min_instances", int),
-    "DEFAULT_MAX_INSTANCES": ("scaling", "max_instances", int),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,24 +43,6 @@ class Telemetry:
     export_timeout_ms: int = 10_000
     max_queue_size: int = 2_048  # spans
     max_export_batch_size: int = 512  # spans
-
-
-def agent_defaults(environ: Mapping[str, str]) -> Agent:
-    """An agent without endpoints that carries the customer's variables; what YAML leaves out comes from it."""
-    sections: dict[str, dict[str, object]] = {}
-    variable_of = {}
-    for variable, (section, name, kind) in _AGENT_VARIABLES.items():
-        text = environ.get(variable, "").strip()
-        if text:
-            sections.setdefault(section, {})[name] = _typed(kind, text, variable)
-            variable_of[f"{section}.{name}"] = variable
-    try:
-        return agent_from_mapping({"agent_id": "defaults", **sections}, "")
-    except PolicyError as error:
-        # A rule over two fields names the first; where only the second is set, that is the variable to name.
-        section = error.path.partition(".")[0]
-        nearest = [one for path, one in variable_of.items() if path.startswith(f"{section}.")]
-        raise PolicyError(variable_of.get(error.path, nearest[0]), error.reason) from None
 
 
 def telemetry(environ: Mapping[str, str]) -> tuple[Telemetry, tuple[str, ...]]:
@@ -202,15 +174,3 @@ def otlp_endpoint(text: str) -> tuple[Address, bool]:
     host_port = url.netloc.rpartition("@")[2]
     bare = not host_port.rpartition("]")[2].startswith(":") if host_port.startswith("[") else ":" not in host_port
     return parse_address(f"{host_port}:{OTLP_PORT}" if bare else host_port), url.scheme == "https"
-
-
-def _typed(kind: type, text: str, variable: str) -> object:
-    if kind is bool:
-        if text.lower() not in _WORDS:
-            raise PolicyError(variable, f"{show(text)} is not true or false")
-        return _WORDS[text.lower()]
-    if kind is int:
-        if not text.isascii() or not text.isdecimal() or len(text) > 15:
-            raise PolicyError(variable, f"{show(text)} is not a whole number")
-        return int(text)
-    return text.lower()

@@ -11,7 +11,7 @@ from tests.arch.source import OURS, ROOT, SOURCE_ROOTS, Module, inside, modules
 
 SIDECAR = "outrider_sidecar"
 CONTRACT = ("outrider.policy", "outrider.address")
-READING = ("outrider.policy_parse", "outrider.tree")
+READING = ("outrider.policy_parse", "outrider.tree", "outrider.defaults", "outrider.yaml_file")
 
 # From the bottom up: a layer imports itself and what stands before it, never what stands after it.
 LAYERS = ("outrider_http2", *(f"{SIDECAR}.{name}" for name in ("core", "engines", "filters", "stack", "edge", "app")))
@@ -26,8 +26,7 @@ ALLOWED = {
     f"{SIDECAR}.filters": (*CONTRACT, f"{SIDECAR}.payloads"),
     f"{SIDECAR}.stack": (*CONTRACT, f"{SIDECAR}.payloads"),
     f"{SIDECAR}.environment": (*CONTRACT, *READING),
-    f"{SIDECAR}.yaml_file": (),
-    f"{SIDECAR}.config": (*CONTRACT, *READING, f"{SIDECAR}.environment", f"{SIDECAR}.yaml_file"),
+    f"{SIDECAR}.config": (*CONTRACT, *READING, f"{SIDECAR}.environment"),
     f"{SIDECAR}.edge": (*CONTRACT, f"{SIDECAR}.config", f"{SIDECAR}.environment", f"{SIDECAR}.payloads"),
     f"{SIDECAR}.app": (*CONTRACT, *READING, SIDECAR, "outrider"),
     f"{SIDECAR}.__main__": (f"{SIDECAR}.app",),

@@ -1,0 +1,203 @@
+"""The tables: one schema for SQLite and PostgreSQL.
+
+Always holds: times are unix milliseconds; what a sidecar watches carries `revision`, a number of one counter in `meta`
+that grows with every change, so that "what is new since r" is one indexed query. Documents are JSON text, figures and
+spans are bytes whose first byte is the version of their encoding.
+
+Deliberately not here: how the tables came to be (`migrations`), who reads and writes them (the modules beside).
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, PrimaryKeyConstraint, Table, Text
+
+# SQLite gives out row ids for INTEGER keys only.
+BIG_ID = BigInteger().with_variant(Integer, "sqlite")
+
+metadata = MetaData()
+
+# One row per name: "revision" (the change counter), "default_agent" (its revision), "agents_file" (digest), ...
+meta = Table(
+    "meta",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("number", BigInteger, nullable=False, server_default="0"),
+    Column("text", Text, nullable=False, server_default=""),
+)
+
+# Every version of every agent's policy; the newest is in force. `document` is empty where the version took it away.
+agent_versions = Table(
+    "agent_versions",
+    metadata,
+    Column("agent_id", Text, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("document", Text, nullable=False),
+    Column("author", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("changes", Text, nullable=False),  # JSON: [[path, before, after], ...] against the version before
+    Column("at_ms", BigInteger, nullable=False),
+    PrimaryKeyConstraint("agent_id", "version"),
+)
+
+# The newest version of each agent, deleted ones included.
+agents = Table(
+    "agents",
+    metadata,
+    Column("agent_id", Text, primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("deleted", Integer, nullable=False, server_default="0"),
+    Column("revision", BigInteger, nullable=False, index=True),
+)
+
+decisions = Table(
+    "decisions",
+    metadata,
+    Column("id", BIG_ID, primary_key=True, autoincrement=True),
+    Column("at_ms", BigInteger, nullable=False, index=True),
+    Column("kind", Text, nullable=False),
+    Column("agent_id", Text, nullable=False),
+    Column("author", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("inputs", Text, nullable=False),  # JSON
+    Column("outcome", Text, nullable=False),  # JSON
+    Index("decisions_by_agent", "agent_id", "id"),
+)
+
+# Endpoints that registered. `owner` is a lease id, or the instance id of the sidecar that announced it.
+leases = Table(
+    "leases",
+    metadata,
+    Column("agent_id", Text, nullable=False),
+    Column("address", Text, nullable=False),
+    Column("owner", Text, nullable=False, index=True),
+    Column("source", Text, nullable=False),  # registered, announced
+    Column("node", Text, nullable=False),
+    Column("endpoint", LargeBinary, nullable=False),  # outrider.v1.Endpoint
+    Column("ttl_ms", BigInteger, nullable=False),
+    Column("expires_ms", BigInteger, nullable=False),
+    PrimaryKeyConstraint("agent_id", "address"),
+)
+
+# The version of each agent's set of registered endpoints.
+endpoint_sets = Table(
+    "endpoint_sets",
+    metadata,
+    Column("agent_id", Text, primary_key=True),
+    Column("revision", BigInteger, nullable=False, index=True),
+)
+
+# Cache invalidation. The row of scope ("", "", "") is the floor.
+epochs = Table(
+    "epochs",
+    metadata,
+    Column("agent_id", Text, nullable=False),
+    Column("tenant_id", Text, nullable=False),
+    Column("tag", Text, nullable=False),
+    Column("value", BigInteger, nullable=False),
+    Column("revision", BigInteger, nullable=False, index=True),
+    PrimaryKeyConstraint("agent_id", "tenant_id", "tag"),
+)
+
+# What every control plane says of the sidecars it serves, for the others and for after a restart.
+sidecars = Table(
+    "sidecars",
+    metadata,
+    Column("instance_id", Text, primary_key=True),
+    Column("control_id", Text, nullable=False),
+    Column("connected", Integer, nullable=False),
+    Column("seen_ms", BigInteger, nullable=False, index=True),
+    Column("record", LargeBinary, nullable=False),  # outrider.v1.SidecarRecord
+)
+
+# Control planes on this store.
+peers = Table(
+    "peers",
+    metadata,
+    Column("control_id", Text, primary_key=True),
+    Column("address", Text, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("seen_ms", BigInteger, nullable=False),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", Text, primary_key=True),  # the token's first characters
+    Column("hash", Text, nullable=False, unique=True),  # of the whole token
+    Column("name", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("author", Text, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("expires_ms", BigInteger, nullable=False),  # 0: never
+)
+
+# The last batch taken of each exporter that numbers its batches.
+batches = Table(
+    "batches",
+    metadata,
+    Column("source", Text, primary_key=True),  # service.instance.id
+    Column("sequence", BigInteger, nullable=False),
+    Column("seen_ms", BigInteger, nullable=False, index=True),
+)
+
+# What was taken in and is not in the rollups yet: one row per commit, merged and deleted by the fold.
+deltas = Table(
+    "deltas",
+    metadata,
+    Column("id", BIG_ID, primary_key=True, autoincrement=True),
+    Column("figures", LargeBinary, nullable=False),
+)
+
+series = Table(
+    "series",
+    metadata,
+    Column("id", BIG_ID, primary_key=True, autoincrement=True),
+    Column("agent_id", Text, nullable=False),
+    Column("method", Text, nullable=False),
+    Column("variant", Text, nullable=False),
+    Column("endpoint", Text, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Index("series_by_key", "agent_id", "method", "variant", "endpoint", "tenant", unique=True),
+)
+
+# Figures by window. `window_s` is 10, 60 or 3600, `start_s` unix seconds.
+rollups = Table(
+    "rollups",
+    metadata,
+    Column("window_s", Integer, nullable=False),
+    Column("agent_id", Text, nullable=False),
+    Column("start_s", BigInteger, nullable=False),
+    Column("series_id", BigInteger, nullable=False),
+    Column("figures", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("window_s", "agent_id", "start_s", "series_id"),
+    Index("rollups_by_time", "window_s", "start_s"),
+)
+
+# Metrics that agents sent by themselves, by minute.
+named_metrics = Table(
+    "named_metrics",
+    metadata,
+    Column("agent_id", Text, nullable=False),
+    Column("start_s", BigInteger, nullable=False, index=True),
+    Column("name", Text, nullable=False),
+    Column("unit", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("figures", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("agent_id", "start_s", "name", "unit", "kind"),
+)
+
+spans = Table(
+    "spans",
+    metadata,
+    Column("trace_id", Text, nullable=False),
+    Column("span_id", Text, nullable=False),
+    Column("agent_id", Text, nullable=False),
+    Column("start_ms", BigInteger, nullable=False, index=True),
+    Column("duration_us", BigInteger, nullable=False),
+    Column("failed", Integer, nullable=False),
+    Column("kept", Text, nullable=False),  # why
+    Column("span", LargeBinary, nullable=False),  # intake's encoding: resource attributes and the OTLP span
+    PrimaryKeyConstraint("trace_id", "span_id"),
+    Index("spans_by_id", "span_id"),
+    Index("spans_by_agent", "agent_id", "start_ms"),
+)
