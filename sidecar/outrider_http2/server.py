@@ -26,7 +26,7 @@ _TOO_LARGE: Final = Head(
     (
         (b"content-type", b"application/grpc"),
         (b"grpc-status", b"8"),
-        (b"grpc-message", b"request metadata larger than this sidecar takes"),
+        (b"grpc-message", b"request metadata larger than this server takes"),
     ),
     status=200,
 )

@@ -182,7 +182,11 @@ class Shell(asyncio.Protocol):
         self._linger(transport.get_write_buffer_size())
         if transport.can_write_eof():
             # Closing with unread input would turn into a TCP reset, which may overtake the GOAWAY.
-            transport.write_eof()
+            try:
+                transport.write_eof()
+            except OSError:  # asyncio's loop: the peer has gone and the loop has not told yet
+                transport.abort()
+                return
             self.conn.write_out = nowhere  # a peer that goes on talking provokes no more answers
             if not transport.is_reading():
                 transport.resume_reading()

@@ -1,0 +1,1 @@
+"""The listener in front of the control plane's gRPC server."""
