@@ -1,0 +1,1 @@
+"""The store: SQLite or PostgreSQL behind plain functions over a connection."""

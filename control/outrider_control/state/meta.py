@@ -1,0 +1,27 @@
+"""Small texts the control plane remembers by name, such as the digest of the agents' file it applied last.
+
+Deliberately not here: the change counter (`revision`) and the default agent (`agents`), which are rows of this table
+with rules of their own.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from outrider_control.state.rows import replace_rows
+from outrider_control.state.schema import meta
+
+_OWNED = ("revision", "default_agent", "oldest_program")
+
+
+def text(connection: Connection, name: str) -> str:
+    """What is remembered under a name; "" where there is nothing."""
+    return connection.execute(sa.select(meta.c.text).where(meta.c.name == name)).scalar() or ""
+
+
+def put_text(connection: Connection, name: str, value: str) -> None:
+    """Remember a text under a name."""
+    if name in _OWNED:
+        raise ValueError(f"{name!r} has rules of its own")
+    replace_rows(connection, meta, [{"name": name, "number": 0, "text": value}])
