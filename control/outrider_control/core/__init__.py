@@ -1,0 +1,1 @@
+"""Pure: figures, samples, leases, decisions. Time comes in as an argument."""

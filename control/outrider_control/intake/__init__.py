@@ -1,0 +1,1 @@
+"""OTLP in: received bytes become samples and kept spans, exactly once."""
