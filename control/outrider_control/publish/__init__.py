@@ -1,0 +1,1 @@
+"""Policy and endpoints out: resources, watch streams, the fleet as it is seen."""
