@@ -1,0 +1,1 @@
+"""The operator's API: operator.proto over store, fleet and figures."""
