@@ -104,18 +104,18 @@ def _check(node: Any, path: str) -> None:
 def _check_agent(agent: Agent, path: str) -> None:
     seen: dict[str, int] = {}
     for at, endpoint in enumerate(agent.endpoints):
-        inner = f"{path}.endpoints[{at}]"
+        inner = tree.join(path, f"endpoints[{at}]")
         _check(endpoint, inner)
         if endpoint.address in seen:
-            first = f"{path}.endpoints[{seen[endpoint.address]}]"
+            first = tree.join(path, f"endpoints[{seen[endpoint.address]}]")
             raise PolicyError(f"{inner}.address", f"{tree.show(endpoint.address)} is already {first}")
         seen[endpoint.address] = at
     if 0 < agent.max_timeout_ms < agent.timeout_ms:
         reason = f"{agent.timeout_ms} is more than max_timeout_ms, which is {agent.max_timeout_ms}"
-        raise PolicyError(f"{path}.timeout_ms", reason)
+        raise PolicyError(tree.join(path, "timeout_ms"), reason)
     if agent.hedge.enabled and not agent.hedge.idempotent_methods:
         reason = "true needs idempotent_methods: only calls of these are hedged"
-        raise PolicyError(f"{path}.hedge.enabled", reason)
+        raise PolicyError(tree.join(path, "hedge.enabled"), reason)
 
 
 def _check_default_agent(whole: Policy) -> None:

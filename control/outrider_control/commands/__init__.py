@@ -1,0 +1,1 @@
+"""The operator's subcommands of `outrider`: one module each, whose `main(arguments)` gives the exit code."""

@@ -1,0 +1,51 @@
+"""`outrider decisions`: the journal of what somebody or a loop decided, and why."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from outrider_control.commands.arguments import add_since, command_parser, count
+from outrider_control.commands.output import NONE, clock_time, plain, table
+from outrider_control.commands.session import Session, run
+
+
+def main(arguments: list[str]) -> int:
+    """the journal: who or what decided what, from what and why"""
+    parser = command_parser("decisions", main.__doc__)
+    parser.add_argument("--agent", metavar="AGENT", default="", help="that concern this one (default: all)")
+    parser.add_argument("--kind", metavar="KIND", default="", help="apply, delete, rollback, purge, token, lease, ...")
+    parser.add_argument("--limit", metavar="N", type=count, default=100, help="default: 100")
+    parser.add_argument("--full", action="store_true", help="with what each was taken from, and all of its outcome")
+    add_since(parser, "")
+    return run(parser, arguments, _decisions)
+
+
+def _decisions(session: Session) -> None:
+    options, out = session.options, session.out
+    reply = session.operator.list_decisions(options.agent, options.kind, options.since, options.limit)
+    if out.is_json:
+        out.json({"decisions": [plain(decision) for decision in reply.decisions]})
+        return
+    if not reply.decisions:
+        out.line("no decision", "yellow")
+        return
+    rows = []
+    for decision in reply.decisions:
+        data = plain(decision)
+        outcome = brief(data["outcome"], options.full)
+        if options.full and data["inputs"]:
+            outcome = f"{outcome}\nfrom {brief(data['inputs'], True)}"
+        time, who = clock_time(decision.at_unix_ms), decision.author
+        rows.append((decision.id, time, decision.kind, decision.agent_id or NONE, who, decision.reason, outcome))
+    out.show(table((">ID", "TIME", "KIND", "AGENT", "BY", "WHY", "OUTCOME"), rows))
+
+
+def brief(data: dict[str, Any] | None, is_full: bool) -> str:
+    """Facts on one line; lists and objects only in full."""
+    parts = (
+        f"{name}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+        for name, value in (data or {}).items()
+        if is_full or not isinstance(value, dict | list)
+    )
+    return " ".join(parts) or NONE
