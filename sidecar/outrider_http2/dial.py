@@ -17,6 +17,7 @@ from outrider_http2.client import ClientConnection
 from outrider_http2.limits import Limits
 from outrider_http2.shell import Reactor, Shell, clock
 
+USER_TIMEOUT_MS = 20_000  # how long sent bytes may stay without an answer of the peer's kernel
 SSL_SHUTDOWN_S = 1.0  # how long a peer that does not answer the end of TLS is waited for
 
 
@@ -54,4 +55,8 @@ async def dial(
     sock = shell.transport.get_extra_info("socket")
     if sock is not None and sock.family != socket.AF_UNIX:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if hasattr(
+            socket, "TCP_USER_TIMEOUT"
+        ):  # a peer that is gone without a word is found out by what it does not take
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
     return shell

@@ -18,8 +18,11 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from outrider import __version__
 from outrider.policy import Policy
@@ -28,28 +31,49 @@ from outrider_http2.shell import Reactor, clock
 from outrider_sidecar import config, stack
 from outrider_sidecar.core import errors
 from outrider_sidecar.core.call import Call
+from outrider_sidecar.core.resource import Key, Resource
 from outrider_sidecar.core.runtime import Runtime, Snapshot
+from outrider_sidecar.core.span import DETACHED
 from outrider_sidecar.edge.access_log import AccessLog
 from outrider_sidecar.edge.admin import Admin
 from outrider_sidecar.edge.cache_file import SAVE_EVERY_S, CacheFile
 from outrider_sidecar.edge.checks import Checks
 from outrider_sidecar.edge.listener import Listener
 from outrider_sidecar.edge.own_services import own_services
-from outrider_sidecar.edge.parts import connector_factory, exporters, rpc_factory, write_ports
+from outrider_sidecar.edge.parts import (
+    connector_factory,
+    control_plane,
+    exporters,
+    named,
+    rpc_factory,
+    stamp,
+    write_ports,
+)
+from outrider_sidecar.edge.purges import Purges
 from outrider_sidecar.edge.resolver import Resolver
 from outrider_sidecar.edge.tls import ClientTls, ServerTls
 from outrider_sidecar.edge.view import COMPILED, SidecarView
 from outrider_sidecar.engines.epochs import Epochs
+from outrider_sidecar.engines.overlay import overlay
 from outrider_sidecar.engines.sampler import parse_sampler
 from outrider_sidecar.engines.series import Series
 from outrider_sidecar.filters.trace import child_ids, span_of
 from outrider_sidecar.payloads import Payloads
+
+if TYPE_CHECKING:
+    from outrider_sidecar.edge.control_side import ControlSide
 
 log = logging.getLogger("outrider.sidecar")
 TICK_S = 0.5
 RESOLVE_FIRST_S = 0.3  # how long a start waits for names; later answers are taken as they come
 GOODBYE_S = 1.0  # for peers to read what was written to them
 QUIET_S = 0.5  # without a call: a draining egress closes
+
+# Settings that are looked at once.
+_FIXED = (
+    *("listen", "admin", "ingress", "telemetry", "tls", "limits", "state_dir", "access_log"),
+    *("control", "control_tls", "control_token_file"),
+)
 
 # Fields never forwarded as they came: the sidecar writes its own, or the connection does.
 OWNED = frozenset(
@@ -100,7 +124,20 @@ class Sidecar:
             self.reactor, runtime.rng, self._client_tls, limits.max_age_s, server_name
         )
         self.series = Series()
-        self.export, self._export_rpcs = exporters(settings, self.reactor, self._client_tls)
+        # The epoch of the spans' batch numbers as well: one per process, whatever the environment calls the service.
+        instance_id = str(uuid4())
+        plane = control_plane(settings, self._client_tls)
+        self.export, self._export_rpcs = exporters(settings, self.reactor, self._client_tls, plane, instance_id)
+        self._purges = Purges(runtime, self._cache_file)
+        self.purge = self._purges.purge
+        self._control: ControlSide | None = None
+        if plane is not None:
+            from outrider_sidecar.edge.control_side import ControlSide  # only here: it costs protobuf
+
+            self._control = ControlSide(
+                settings, __version__, instance_id, runtime, plane, self.export, self._purges, self._compile_pushed
+            )
+        self.link = self._control.link if self._control is not None else None
         self.access_log = AccessLog(settings.access_log) if settings.access_log else None
         self._checks = Checks(runtime, rpc_factory(self.reactor, self._client_tls, server_name))
         self.admin = Admin(SidecarView(self))
@@ -108,11 +145,13 @@ class Sidecar:
         self._ingress_snapshot: Snapshot | None = None
         self._stop = asyncio.Event()
         self._ticking: asyncio.Task[None] | None = None
-        self._file_seen = _stamp(settings.source)
+        self._file_seen = stamp(settings.source)
         self._saved_at = clock()
 
     def _record(self, call: Call) -> None:
         """The end of a call: one record for everybody."""
+        if call.route is not None and not call.hop & DETACHED:
+            call.route.state.calls += 1
         span = span_of(call, clock(), call.snapshot.kind)
         self.series.record(span)
         self.export.add(span)
@@ -126,20 +165,23 @@ class Sidecar:
         settings = self.settings
         runtime = self.runtime
         log.info("outrider %s, data path %s", __version__, "compiled" if COMPILED else "interpreted")
+        if self._control is not None:
+            self._control.restore()
         self._compile()
         await self._resolver.first(RESOLVE_FIRST_S)
         if self._cache_file is not None:
             self._cache_file.restore()
         await self._listen("egress", settings.listen, lambda: runtime.snapshot)
         if settings.ingress is not None:
-            ingress = stack.compile_ingress(settings.ingress.agent_id, str(settings.ingress.target), runtime)
+            told = settings.ingress
+            ingress = stack.compile_ingress(told.agent_id, str(told.target), runtime, told.capacity)
             self._ingress_snapshot = ingress
             await self._listen("ingress", settings.ingress.listen, lambda: ingress)
         admin = settings.admin
         try:
             admin_port = await self.admin.listen(admin.host, admin.port)
         except OSError as error:
-            raise _named("admin", str(admin), error) from error
+            raise named("admin", str(admin), error) from error
         self.export.start()
         if self.access_log is not None:
             self.access_log.start()
@@ -147,6 +189,9 @@ class Sidecar:
         self._resolver.start()
         self._ticking = self.reactor.loop.create_task(self._tick())
         self.started = True
+        if self._control is not None:
+            ingress_listener = self.listeners.get("ingress")
+            self._control.start(ingress_listener.port if ingress_listener is not None else 0, admin_port)
         if settings.ports_file is not None:
             write_ports(settings.ports_file, {name: one.port for name, one in self.listeners.items()}, admin_port)
 
@@ -158,7 +203,7 @@ class Sidecar:
         try:
             await listener.open(where, context, settings.takeover)
         except OSError as error:
-            raise _named("listen" if name == "egress" else f"{name}.listen", str(address), error) from error
+            raise named("listen" if name == "egress" else f"{name}.listen", str(address), error) from error
         self.listeners[name] = listener
         log.info("%s listens on %s", name, address.path or f"{address.host}:{listener.port}")
 
@@ -175,7 +220,7 @@ class Sidecar:
                 for tls in (self._server_tls, self._client_tls):
                     if tls is not None:
                         tls.poll()
-                seen = _stamp(self.settings.source)
+                seen = stamp(self.settings.source)
                 if seen != self._file_seen:
                     self._file_seen = seen
                     self.reload("the file changed")
@@ -200,11 +245,7 @@ class Sidecar:
         before = self.settings
         if fresh.policy != before.policy:
             self._compile(fresh.policy)
-        fixed = [
-            name
-            for name in ("listen", "admin", "ingress", "telemetry", "tls", "limits", "state_dir", "access_log")
-            if getattr(fresh, name) != getattr(before, name)
-        ]
+        fixed = [name for name in _FIXED if getattr(fresh, name) != getattr(before, name)]
         if fixed:
             log.warning("reload: %s change only with a restart", ", ".join(fixed))
         self.settings = fresh
@@ -213,27 +254,21 @@ class Sidecar:
         log.info("reload (%s) applied: %d agents", why, len(fresh.policy.agents))
         return True
 
-    def _compile(self, policy: Policy | None = None) -> None:
-        """Put a policy in force (by default the one at hand, as its names resolve now)."""
-        expanded = self._resolver.expand(policy if policy is not None else self.settings.policy)
-        self.runtime.snapshot = stack.compile_snapshot(expanded, self.runtime)
+    def _compile(self, file: Policy | None = None, resources: Mapping[Key, Resource] | None = None) -> None:
+        """Put a policy in force: the file's (by default the one at hand, as its names resolve now) under the pushed."""
+        if resources is None:
+            resources = self._control.resources if self._control is not None else {}
+        policy = overlay(file if file is not None else self.settings.policy, resources)
+        self.runtime.snapshot = stack.compile_snapshot(self._resolver.expand(policy), self.runtime)
 
-    def purge(self, agent: str, tenant: str, tag: str) -> int:
-        """Invalidate stored replies; the new epoch. It is on disk before this returns, where there is a disk."""
-        epoch = self.runtime.epochs.bump(self.runtime.wall_clock(), agent, tenant, tag)
-        if self._cache_file is not None:
-            self._cache_file.save_epochs()
-        self._forget(agent, tenant, tag)
-        return epoch
+    def _compile_pushed(self, resources: Mapping[Key, Resource]) -> None:
+        self._compile(resources=resources)
 
-    def _forget(self, agent: str, tenant: str, tag: str) -> None:
-        """Free what a purge made unreachable, where that is known without a search."""
-        for agent_id, state in self.runtime.agents.items():
-            if state.cache is not None and agent in ("", agent_id) and not tenant:
-                if tag:
-                    state.cache.store.purge_tag(tag)
-                else:
-                    state.cache.store.clear()
+    @property
+    def waiting_for_policy(self) -> bool:
+        """Whether no agent is known because the control plane has not been heard yet."""
+        control = self._control
+        return control is not None and not control.pushed.informed and not self.runtime.snapshot.routes
 
     def on_hangup(self) -> None:
         """SIGHUP."""
@@ -263,6 +298,8 @@ class Sidecar:
         # Calls that are taken last need time as well.
         accept_ends = grace_ends - min(1.0, self.settings.drain_grace_s / 4)
         log.info("draining, for at most %g s", self.settings.drain_grace_s)
+        if self._control is not None:
+            await self._control.withdraw()
         ingress, egress = self.listeners.get("ingress"), self.listeners["egress"]
         if ingress is not None:
             ingress.stop_listening()
@@ -296,6 +333,8 @@ class Sidecar:
         if self._ticking is not None:
             self._ticking.cancel()
             await asyncio.gather(self._ticking, return_exceptions=True)
+        if self._control is not None:
+            await self._control.close()
         await self._checks.close()
         await self._resolver.close()
         await self.export.close()
@@ -315,21 +354,6 @@ class Sidecar:
                 state.pool.close()
         await self.admin.close()
         await self.reactor.close()
-
-
-def _named(field: str, address: str, error: OSError) -> OSError:
-    reason = error.strerror or str(error)
-    if error.errno == 98:
-        reason = "another process is listening there; stop it, choose another port, or say takeover: true in both"
-    return OSError(error.errno, f"{field}: {address}: {reason}")
-
-
-def _stamp(path: Path | None) -> tuple[int, int, int] | None:
-    try:
-        found = path.stat() if path is not None else None
-    except OSError:
-        return None
-    return (found.st_mtime_ns, found.st_size, found.st_ino) if found is not None else None
 
 
 async def serve(settings: config.Settings) -> int:

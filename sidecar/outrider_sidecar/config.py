@@ -13,20 +13,23 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from outrider import tree, yaml_file
 from outrider.address import Address, parse_address
 from outrider.defaults import agent_defaults
-from outrider.policy import Policy, PolicyError
-from outrider.policy_parse import policy_from_mapping
+from outrider.policy import Agent, EndpointPolicy, Policy, PolicyError
+from outrider.policy_parse import policy_from_mapping, validate
 from outrider_sidecar import environment
 from outrider_sidecar.environment import Telemetry
 
 MASK = "***"
 STDOUT = "-"
 _MAX_WAIT_S = 86_400.0
-_SECRETS = ("headers",)
+_EVERYWHERE = ("0.0.0.0", "::")
+_SECRETS = ("headers", "control_token")
+_NOT_IN_FILE = ("policy", "notes", "source", "control_token")
 
 
 class ConfigError(ValueError):
@@ -46,6 +49,9 @@ class Ingress:
     agent_id: str
     target: Address
     listen: Address = Address("127.0.0.1", 7601)
+    advertise: Address | None = None  # what callers' sidecars dial; None: `listen`, with the real port
+    capacity: int = 0  # calls at once, more are refused; 0: as `limits.max_in_flight` has it, and none is declared
+    labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))  # what subsets select by
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +91,9 @@ class Settings:
     listen: Address = Address("127.0.0.1", 7600)
     admin: Address = Address("127.0.0.1", 7602)
     control: tuple[Address, ...] = ()  # empty: standalone, policy from this file
+    control_tls: bool | None = None  # None: TLS to addresses that other machines reach, where tls.upstream is set
+    control_token_file: Path | None = None  # what proves who we are to the control plane; before the environment's
+    control_token: str = ""  # OUTRIDER_TOKEN
     telemetry: Telemetry = field(default_factory=Telemetry)
     ingress: Ingress | None = None
     tls: Tls = field(default_factory=Tls)
@@ -104,13 +113,14 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
     """The settings of a file (None: defaults alone) over the environment's; ConfigError where they cannot be used."""
     try:
         telemetry, notes = environment.telemetry(environ)
+        token = environment.control_token(environ)
         defaults = agent_defaults(environ)
     except PolicyError as error:
         raise ConfigError("environment", error.path, error.reason) from None
     source = path.absolute() if path is not None else None
     try:
         data = yaml_file.read(source) if source is not None else {}
-        return _settings(data, source, defaults, telemetry, notes)
+        return _settings(data, source, defaults, telemetry, notes, token)
     except yaml_file.YamlError as error:
         raise ConfigError(str(path), error.place, error.reason) from None
     except PolicyError as error:
@@ -122,8 +132,10 @@ def masked(settings: Settings) -> dict[str, Any]:
     return _plain(settings)
 
 
-def _settings(data: Any, source: Path | None, defaults: Any, telemetry: Telemetry, notes: tuple[str, ...]) -> Settings:
-    known = [name for name in tree.field_types(Settings) if name not in ("policy", "notes", "source")]
+def _settings(
+    data: Any, source: Path | None, defaults: Any, telemetry: Telemetry, notes: tuple[str, ...], token: str
+) -> Settings:
+    known = [name for name in tree.field_types(Settings) if name not in _NOT_IN_FILE]
     fields = dict(tree.section(data, "", [*known, "default_agent", "agents"]))
     agents = policy_from_mapping({"agents": fields.pop("agents", [])}, defaults)
     default_agent = tree.scalar(str, fields.pop("default_agent", ""), "default_agent")
@@ -131,6 +143,7 @@ def _settings(data: Any, source: Path | None, defaults: Any, telemetry: Telemetr
         "policy": dataclasses.replace(agents, default_agent=default_agent),
         "notes": notes,
         "source": source,
+        "control_token": token,
     }
     folder = source.parent if source is not None else Path.cwd()
     if "access_log" in fields:
@@ -145,7 +158,7 @@ def _settings(data: Any, source: Path | None, defaults: Any, telemetry: Telemetr
     reader = tree.Tree({Address: _address, Path: lambda value, path: _path(value, path, folder)})
     settings = reader.build(Settings, fields, "", None, ready)
     _check(settings)
-    return settings
+    return dataclasses.replace(settings, notes=(*notes, *_warnings(settings)))
 
 
 def _address(value: Any, path: str) -> Address:
@@ -194,6 +207,7 @@ def _check(settings: Settings) -> None:
     if tls.client_ca is not None and tls.cert is None:
         raise PolicyError("tls.client_ca", "needs tls.cert and tls.key: callers are asked for theirs inside TLS")
     files = {"tls.cert": tls.cert, "tls.key": tls.key, "tls.client_ca": tls.client_ca}
+    files["control_token_file"] = settings.control_token_file
     if tls.upstream is not None:
         upstream = tls.upstream
         _check_pair(upstream.cert, upstream.key, "tls.upstream")
@@ -214,8 +228,7 @@ def _check_addresses(settings: Settings) -> None:
     if settings.ingress is not None:
         listeners["ingress.listen"] = settings.ingress.listen
         dialled["ingress.target"] = settings.ingress.target
-        if not settings.ingress.agent_id:
-            raise PolicyError("ingress.agent_id", "is empty")
+        _check_ingress(settings, settings.ingress)
     for path, address in dialled.items():
         if not address.is_unix and address.port == 0:
             raise PolicyError(path, "has port 0, which only a listener may have")
@@ -232,6 +245,35 @@ def _check_addresses(settings: Settings) -> None:
             mend = "listen on 127.0.0.1" if path == "admin" else "add tls.cert and tls.key"
             reason = f"{name!r} is open to other machines without TLS: {mend}, or say allow_insecure: true"
             raise PolicyError(path, reason)
+
+
+def _check_ingress(settings: Settings, ingress: Ingress) -> None:
+    if not ingress.agent_id:
+        raise PolicyError("ingress.agent_id", "is empty")
+    _within(ingress.capacity, 0, 1_000_000, "ingress.capacity")
+    advertise = ingress.advertise
+    if advertise is not None and not advertise.is_unix and advertise.port == 0:
+        raise PolicyError("ingress.advertise", "has port 0, which nobody can dial")
+    if settings.control and advertise is None and ingress.listen.host in _EVERYWHERE:
+        reason = f"is missing: nobody can dial {str(ingress.listen)!r}, so say which address of this host they can"
+        raise PolicyError("ingress.advertise", reason)
+    # As callers' sidecars will check it when they hear of it.
+    seen = EndpointPolicy(str(advertise) if advertise is not None else "127.0.0.1:1", 1, ingress.labels)
+    try:
+        validate(Policy({ingress.agent_id: Agent(ingress.agent_id, (seen,))}))
+    except PolicyError as error:
+        name = error.path.rpartition(".")[2]
+        raise PolicyError(f"ingress.{'advertise' if name == 'address' else name}", error.reason) from None
+
+
+def _warnings(settings: Settings) -> tuple[str, ...]:
+    """What works and is not wise."""
+    has_token = settings.control_token or settings.control_token_file is not None
+    clear = settings.control_tls is False or (settings.control_tls is None and settings.tls.upstream is None)
+    exposed = [str(address) for address in settings.control if not address.is_loopback]
+    if not (has_token and clear and exposed):
+        return ()
+    return (f"control: the token goes to {', '.join(exposed)} in the clear; say control_tls: true",)
 
 
 def _check_pair(cert: Path | None, key: Path | None, path: str) -> None:
@@ -260,5 +302,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _masked(headers: tuple[tuple[str, str], ...]) -> dict[str, str]:
-    return {name: MASK for name, _ in headers}
+def _masked(secret: str | tuple[tuple[str, str], ...]) -> str | dict[str, str]:
+    if isinstance(secret, str):
+        return MASK if secret else ""
+    return {name: MASK for name, _ in secret}

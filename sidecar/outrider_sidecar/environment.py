@@ -1,7 +1,7 @@
-"""What the environment says about telemetry: OTEL_* as the standard says.
+"""What the environment says about telemetry (OTEL_* as the standard says) and about the control plane (OUTRIDER_TOKEN).
 
-Always holds: a variable that is unset or empty means its default; a wrong value is passed over with a note, as the
-OpenTelemetry specification asks.
+Always holds: a variable that is unset or empty means its default; a wrong OTEL_* value is passed over with a note, as
+the OpenTelemetry specification asks.
 
 Deliberately not here: the customer's variables (`outrider.defaults`), the YAML file (`config`).
 """
@@ -14,6 +14,7 @@ from types import MappingProxyType
 from urllib.parse import unquote, urlsplit
 
 from outrider.address import Address, parse_address
+from outrider.policy import PolicyError
 from outrider.tree import show
 
 SAMPLERS = (
@@ -43,6 +44,14 @@ class Telemetry:
     export_timeout_ms: int = 10_000
     max_queue_size: int = 2_048  # spans
     max_export_batch_size: int = 512  # spans
+
+
+def control_token(environ: Mapping[str, str]) -> str:
+    """OUTRIDER_TOKEN; PolicyError, which does not show it, where it cannot be a token."""
+    token = environ.get("OUTRIDER_TOKEN", "").strip()
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise PolicyError("OUTRIDER_TOKEN", "holds characters that no token has")
+    return token
 
 
 def telemetry(environ: Mapping[str, str]) -> tuple[Telemetry, tuple[str, ...]]:

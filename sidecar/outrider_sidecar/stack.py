@@ -11,7 +11,7 @@ from types import ModuleType
 
 from outrider.policy import Agent, EndpointPolicy, Policy
 from outrider_sidecar.core.call import Step
-from outrider_sidecar.core.runtime import AgentState, Route, Runtime, Snapshot
+from outrider_sidecar.core.runtime import INGRESS_STATE, AgentState, Route, Runtime, Snapshot
 from outrider_sidecar.core.span import SERVER
 from outrider_sidecar.filters import admit, cache, deadline, dispatch, identify, payload, retry, trace
 
@@ -43,22 +43,29 @@ INGRESS: tuple[ModuleType, ...] = (
 
 
 def compile_snapshot(policy: Policy, runtime: Runtime) -> Snapshot:
-    """The snapshot of a policy for egress; live state is made, updated, or let go of."""
-    routes = {agent_id: _route(agent, runtime, EGRESS, agent_id) for agent_id, agent in policy.agents.items()}
-    for agent_id in [name for name in runtime.agents if name not in routes and not name.startswith(_INGRESS_STATE)]:
+    """The snapshot of a policy for egress; live state is made, updated, or let go of.
+
+    Routes of agents that are as they were are kept, so that a change costs what it changes.
+    """
+    before = runtime.snapshot.routes
+    routes: dict[str, Route] = {}
+    for agent_id, agent in policy.agents.items():
+        route = before.get(agent_id)
+        kept = route is not None and route.agent == agent and runtime.agents.get(agent_id) is route.state
+        routes[agent_id] = route if route is not None and kept else _route(agent, runtime, EGRESS, agent_id)
+    for agent_id in [name for name in runtime.agents if name not in routes and not name.startswith(INGRESS_STATE)]:
         runtime.agents.pop(agent_id).pool.close()
     return Snapshot(policy, routes, _entry(runtime))
 
 
-def compile_ingress(agent_id: str, target: str, runtime: Runtime) -> Snapshot:
-    """The snapshot of the ingress listener: everything goes to the one local agent."""
+def compile_ingress(agent_id: str, target: str, runtime: Runtime, capacity: int = 0) -> Snapshot:
+    """The snapshot of the ingress listener: everything goes to the one local agent, `capacity` calls at once if set."""
     agent = Agent(agent_id, (EndpointPolicy(target),))
     agent = replace(agent, tls=False, outlier=replace(agent.outlier, enabled=False))
-    route = _route(agent, runtime, INGRESS, _INGRESS_STATE + agent_id)
+    if capacity:
+        agent = replace(agent, limits=replace(agent.limits, max_in_flight=capacity))
+    route = _route(agent, runtime, INGRESS, INGRESS_STATE + agent_id)
     return Snapshot(Policy({agent_id: agent}, agent_id), {agent_id: route}, _entry(runtime), SERVER)
-
-
-_INGRESS_STATE = "ingress of "  # an agent's ingress and egress share nothing
 
 
 def _route(agent: Agent, runtime: Runtime, filters: tuple[ModuleType, ...], name: str) -> Route:

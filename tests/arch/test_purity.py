@@ -9,9 +9,21 @@ import pytest
 
 from tests.arch.source import Module, inside, modules
 
-# The parts of outrider_http2 that speak to a loop; everything else of it is sans-io.
-WITH_LOOP = ("outrider_http2.shell", "outrider_http2.turn")
-PURE = ("outrider_http2", "outrider_sidecar.engines", "outrider_sidecar.payloads", "outrider.fanout", "outrider.policy")
+# The parts of outrider_http2 that speak to a loop, sockets or files; everything else of it is sans-io.
+WITH_LOOP = tuple(f"outrider_http2.{name}" for name in ("dial", "listener", "shell", "tls", "turn"))
+PURE = (
+    "outrider.fanout",
+    "outrider.policy",
+    "outrider_control.api.agent_health",
+    "outrider_control.api.explain",
+    "outrider_control.api.roles",
+    "outrider_control.core",
+    "outrider_control.publish.resources",
+    "outrider_control.publish.watch",
+    "outrider_http2",
+    "outrider_sidecar.engines",
+    "outrider_sidecar.payloads",
+)
 BANNED_MODULES = frozenset(
     {
         "asyncio",

@@ -15,6 +15,7 @@ from outrider_http2 import frames
 from outrider_http2.head import Head, Rest
 from outrider_http2.stream import Handler
 from outrider_sidecar.core import errors
+from outrider_sidecar.core.span import THROUGH_INGRESS
 
 if TYPE_CHECKING:
     from outrider_http2.client import ClientConnection
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 ABORTED: Final = -1  # the status an attempt cancelled by us ends with
 MAX_PUSHBACK_S: Final = 300.0  # what an endpoint may ask a retry to wait
+_CALL_ID: Final = b"x-outrider-call-id"  # every reply of a sidecar carries it: here it is an ingress's
 
 
 class Attempt(Handler):
@@ -115,6 +117,8 @@ class Attempt(Handler):
             call.commit(self)
         if call.body is not None:
             call.drop_body()
+        if _CALL_ID in rest.values:
+            call.hop |= THROUGH_INGRESS
         call.reply_head(head, rest.literals)
 
     def on_data(self, stream: Stream, data: bytes, end: bool) -> None:
@@ -166,6 +170,8 @@ class Attempt(Handler):
         if call.hedges is not None:
             call.commit(self)
         call.replied = True
+        if _CALL_ID in rest.values:
+            call.hop |= THROUGH_INGRESS
         if status:
             call.message = errors.decode_message(rest.values.get(b"grpc-message", b""))
         call.reply_tail(head, self.endpoint.connector.literal + rest.literals, status)

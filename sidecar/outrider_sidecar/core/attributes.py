@@ -17,6 +17,8 @@ SCOPE_NAME: Final = "outrider"
 # Resource
 SERVICE_NAME: Final = "service.name"
 SERVICE_INSTANCE_ID: Final = "service.instance.id"  # one per process start: the epoch of the batch sequence
+HOST_NAME: Final = "host.name"
+NODE_NAME: Final = "k8s.node.name"
 SERVICE_VERSION: Final = "service.version"
 
 # Scope, only towards the control plane
@@ -55,6 +57,11 @@ FIRST_BYTE_US: Final = "outrider.first_byte_us"
 REQUEST_BYTES: Final = "outrider.request_bytes"
 REPLY_BYTES: Final = "outrider.reply_bytes"
 STATUS_MESSAGE: Final = "outrider.status_message"  # grpc-message of a status that is not an error of this hop
+HOP: Final = "outrider.hop"  # "ingress": the reply came through an ingress, which counts the call
+DETACHED: Final = "outrider.detached"  # true: no call of anybody's, but the flight or refresh behind one
+TENANT: Final = "outrider.tenant"
+CACHE_KEY: Final = "outrider.cache.key"  # hex; of calls worth a look only, as the next
+PICK: Final = "outrider.pick"  # "address score" of each endpoint that was compared, the last attempt's
 NOTES: Final = "outrider.notes"  # features that stepped aside, and why
 
 # Event, one per attempt

@@ -41,6 +41,10 @@ class Balancer:
         """
         raise NotImplementedError  # abstract
 
+    def compared(self) -> tuple[tuple[Endpoint, float], ...]:
+        """What the last pick was made of, with the loads (the lower one won); empty where nothing was compared."""
+        return ()
+
     def first_byte(self, endpoint: Endpoint, rtt_s: float, now: float) -> None:
         """The first data frame or a reply of trailers only came `rtt_s` after the attempt began.
 

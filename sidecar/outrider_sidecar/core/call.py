@@ -17,6 +17,7 @@ from outrider_http2.head import Head, Rest
 from outrider_http2.hpack import literal
 from outrider_sidecar.core import errors
 from outrider_sidecar.core.request import Request
+from outrider_sidecar.core.span import DETACHED, THROUGH_INGRESS
 
 if TYPE_CHECKING:
     from outrider_http2.stream import Sink, Stream
@@ -53,8 +54,10 @@ class Call(Request):
         "adapter",
         "at",
         "attempts",
+        "cache_key",
         "cache_tier",
         "cache_verdict",
+        "compared",
         "connect_s",
         "deadline",
         "done",
@@ -62,6 +65,7 @@ class Call(Request):
         "first_byte_at",
         "forward",
         "hedges",
+        "hop",
         "ids",
         "live",
         "message",
@@ -116,6 +120,9 @@ class Call(Request):
         self.connect_s = 0.0  # waited for connections
         self.cache_verdict = ""
         self.cache_tier = ""
+        self.cache_key = b""
+        self.compared: tuple[tuple[Any, float], ...] = ()  # endpoints and loads the last pick was made of
+        self.hop = 0  # bits of `Span.hop`
         self.notes: list[str] | None = None
         self.replied = False
         self.first_byte_at = 0.0
@@ -177,6 +184,8 @@ class Call(Request):
         call.request_bytes = self.request_bytes
         call.adapter = self.adapter
         call.payload = self.payload
+        call.cache_key = self.cache_key
+        call.hop = DETACHED
         return call
 
     def hand_over(self, down: Sink) -> Call:
@@ -194,6 +203,9 @@ class Call(Request):
         call.live, self.live = self.live, 0
         call.replied = self.replied
         call.first_byte_at = self.first_byte_at
+        call.hop |= self.hop
+        self.hop &= ~THROUGH_INGRESS
+        call.compared = self.compared
         call.reader = self.reader
         self.reader = None
         call.attempt, self.attempt = self.attempt, None

@@ -23,16 +23,21 @@ if TYPE_CHECKING:
     from outrider_sidecar.core.endpoint import Endpoint
 
 _MAX_ROUTES: Final = 4_096
+INGRESS_STATE: Final = "ingress of "  # begins the name of an ingress's state: it shares nothing with the egress's
 
 
 class AgentState:
     """All live state of one agent. Filters put theirs into the slot of their name when they are built."""
 
-    __slots__ = ("agent_id", "cache", "flights", "in_flight", "pool", "retry")
+    __slots__ = ("agent_id", "cache", "calls", "capacity", "flights", "idle", "in_flight", "pool", "retry", "shed")
 
     def __init__(self, agent_id: str):
         self.agent_id = agent_id
-        self.in_flight = 0
+        self.in_flight = 0  # calls that hold a permit
+        self.capacity = 0  # how many may at once
+        self.shed = 0  # calls ever that were refused for load
+        self.calls = 0  # calls ever that are over
+        self.idle = True  # had no call when the load was last reported: the next one is reported at once
         self.pool: Any = None  # endpoints, balancer, ejection, breaker (filters.dispatch)
         self.retry: Any = None  # budget (filters.retry)
         self.cache: Any = None  # stored replies, ghosts (filters.cache)
@@ -100,6 +105,7 @@ class Runtime:
         self.sampler: Any = None  # engines.sampler
         self.payloads: Any = None  # payload adapters
         self.record: Callable[[Call], Any] = _ignore  # what becomes of an ended call's facts
+        self.woke: Callable[[], Any] = _nothing  # an agent that was idle has a call
         self.own_span: Callable[[Call, Call | None], Any] = _no_span  # gives a detached call a span of its own
         self.local: Mapping[bytes, Step] = {}  # paths the sidecar answers itself when no agent is named
         self.connector: Callable[[Endpoint, Agent], Any] = _no_connector
@@ -124,6 +130,10 @@ def _no_span(call: Call, parent: Call | None) -> None:
 
 
 def _ignore(_: Any) -> None:
+    pass
+
+
+def _nothing() -> None:
     pass
 
 

@@ -28,6 +28,7 @@ from outrider_sidecar.engines.otlp_reply import partial_success, retry_delay_s
 log = logging.getLogger(__name__)
 
 PATH = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+CONTROL = "control"  # the name of the control plane's collector
 SLICE = 16  # spans encoded in one loop turn at least: about 60 us; more where many wait
 TICK_S = 0.02  # how long records gather before the first slice
 OUTCOMES = ("exported", "rejected", "dropped_full", "dropped_refused")  # counters of an ExportQueue
@@ -214,6 +215,11 @@ class Export:
             self._encode(SLICE)
             await asyncio.sleep(0)
         await asyncio.gather(*(collector.close(deadline) for collector in self._collectors))
+
+    def dropped(self, name: str) -> int:
+        """Spans that were dropped on their way to this collector."""
+        queues = [one.queue for one in self._collectors if one.name == name]
+        return self.dropped_full + self.broken + sum([queue.dropped_full + queue.dropped_refused for queue in queues])
 
     def families(self) -> list[Family]:
         counts: list[tuple[Labels, float]] = []

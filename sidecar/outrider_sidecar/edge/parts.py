@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -9,15 +10,15 @@ import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
-from uuid import uuid4
 
 from outrider.policy import Agent
 from outrider_http2.shell import Reactor
 from outrider_sidecar.config import Settings
-from outrider_sidecar.core import attributes
+from outrider_sidecar.core import attributes, errors
 from outrider_sidecar.core.endpoint import Endpoint
-from outrider_sidecar.edge.export import PATH, Answer, Collector, Export, Send
-from outrider_sidecar.edge.rpc import Rpc
+from outrider_sidecar.edge.control_plane import ControlPlane
+from outrider_sidecar.edge.export import CONTROL, PATH, Answer, Collector, Export, Send
+from outrider_sidecar.edge.rpc import Rpc, RpcReply
 from outrider_sidecar.edge.upstream import Connector
 from outrider_sidecar.engines.export_queue import ExportPolicy
 from outrider_sidecar.engines.otlp import Encoder
@@ -75,14 +76,20 @@ def rpc_factory(
     return rpc
 
 
-def exporters(settings: Settings, reactor: Reactor, tls: Contexts | None) -> tuple[Export, list[Rpc]]:
+def control_plane(settings: Settings, tls: Contexts | None) -> ControlPlane | None:
+    """The control planes of the settings; None: standalone."""
+    return ControlPlane(settings, lambda wanted: _context_for(tls, wanted)) if settings.control else None
+
+
+def exporters(
+    settings: Settings, reactor: Reactor, tls: Contexts | None, plane: ControlPlane | None, instance_id: str
+) -> tuple[Export, list[Rpc]]:
     """The exporter and its connections.
 
     One collector for the control plane, which gets every span, and one for `telemetry.otlp`.
     """
     telemetry = settings.telemetry
-    resource = {attributes.SERVICE_INSTANCE_ID: str(uuid4()), **telemetry.resource}
-    encoder = Encoder(resource)
+    encoder = Encoder({**telemetry.resource, attributes.SERVICE_INSTANCE_ID: instance_id})
     policy = ExportPolicy(
         max_queue=telemetry.max_queue_size,
         max_batch=telemetry.max_export_batch_size,
@@ -96,11 +103,33 @@ def exporters(settings: Settings, reactor: Reactor, tls: Contexts | None) -> tup
         rpc = Rpc(reactor, str(telemetry.otlp), _context_for(tls, telemetry.otlp_tls), "", fields)
         rpcs.append(rpc)
         collectors.append(Collector("otlp", _sender(rpc, policy), encoder, policy, random.Random()))
-    if settings.control:
-        rpc = Rpc(reactor, str(settings.control[0]), _context_for(tls, None))
-        rpcs.append(rpc)
-        collectors.append(Collector("control", _sender(rpc, policy), encoder, policy, random.Random(), every_span=True))
+    if plane is not None:
+        links = [
+            Rpc(reactor, address, plane.context(at), "", plane.fields) for at, address in enumerate(plane.addresses)
+        ]
+        rpcs += links
+        send = _control_sender(plane, links, policy)
+        collectors.append(Collector(CONTROL, send, encoder, policy, random.Random(), every_span=True))
     return Export(encoder, collectors), rpcs
+
+
+def _control_sender(plane: ControlPlane, links: list[Rpc], policy: ExportPolicy) -> Send:
+    """To the control plane that is watched, else to the first of the others that is there."""
+    timeout_s = policy.timeout_ms / 1e3 / len(links)
+
+    async def send(request: bytes) -> Answer:
+        first = plane.current
+        reply = RpcReply(errors.UNAVAILABLE)
+        for step in range(len(links)):
+            rpc = links[(first + step) % len(links)]
+            reply = await rpc.unary(PATH, request, timeout_s)
+            if reply.status == errors.UNAUTHENTICATED and rpc.forget_fields():
+                reply = await rpc.unary(PATH, request, timeout_s)  # the token was exchanged since the dial
+            if reply.status != errors.UNAVAILABLE:
+                break
+        return Answer(reply.status, reply.message, reply.details, reply.pushback_ms, reply.text)
+
+    return send
 
 
 def _sender(rpc: Rpc, policy: ExportPolicy) -> Send:
@@ -109,6 +138,23 @@ def _sender(rpc: Rpc, policy: ExportPolicy) -> Send:
         return Answer(reply.status, reply.message, reply.details, reply.pushback_ms, reply.text)
 
     return send
+
+
+def named(field: str, address: str, error: OSError) -> OSError:
+    """The error of an address that cannot be listened on, for people: which field, where, why, what to do."""
+    reason = error.strerror or str(error)
+    if error.errno == errno.EADDRINUSE:
+        reason = "another process is listening there; stop it, choose another port, or say takeover: true in both"
+    return OSError(error.errno, f"{field}: {address}: {reason}")
+
+
+def stamp(path: Path | None) -> tuple[int, int, int] | None:
+    """What changes when a file does; None without one."""
+    try:
+        found = path.stat() if path is not None else None
+    except OSError:
+        return None
+    return (found.st_mtime_ns, found.st_size, found.st_ino) if found is not None else None
 
 
 def write_ports(path: Path, ports: dict[str, int], admin: int) -> None:

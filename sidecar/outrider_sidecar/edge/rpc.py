@@ -22,6 +22,42 @@ from outrider_sidecar.core import errors
 from outrider_sidecar.edge.upstream import dial
 
 MAX_REPLY_BYTES = 4 * 1024 * 1024
+DIAL_TIMEOUT_S = 5.0
+
+Fields = tuple[tuple[bytes, bytes], ...]
+
+
+async def connect(
+    reactor: Reactor, address: str, tls: ssl.SSLContext | None, server_name: str, prepare: Prepare | None = None
+) -> Shell:
+    """A connection whose peer has sent its SETTINGS. OSError says why there is none; `prepare` as in `dial`."""
+    ready: asyncio.Future[None] = reactor.loop.create_future()
+
+    def watch(conn: ClientConnection) -> None:
+        conn.on_ready = lambda _: None if ready.done() else ready.set_result(None)
+        conn.on_closed = lambda _: (
+            None if ready.done() else ready.set_exception(OSError("the peer closed the connection"))
+        )
+        if prepare is not None:
+            prepare(conn)
+
+    shell = await dial(reactor, address, tls, server_name, watch)
+    try:
+        await ready
+    except BaseException:
+        shell.close()
+        raise
+    return shell
+
+
+def head_for(address: str, path: str, fields: Fields) -> Head:
+    """The head of a call of our own."""
+    own = ((b"content-type", b"application/grpc"), (b"te", b"trailers"), (b"user-agent", b"outrider"))
+    authority = b"localhost" if address.startswith("unix:") else address.removeprefix("dns:").encode()
+    return Head(own + fields, b"POST", b"http", authority, path.encode())
+
+
+Prepare = Callable[[ClientConnection], object]
 
 
 class RpcReply(NamedTuple):
@@ -92,7 +128,8 @@ class _Unary(Handler):
 
 
 class Rpc:
-    """Unary calls to one target. `fields` go with every call (authentication, for instance)."""
+    """Unary calls to one target. `fields` go with every call (authentication, for instance); asked for where they
+    can change."""
 
     def __init__(
         self,
@@ -100,13 +137,13 @@ class Rpc:
         address: str,
         tls: Callable[[], ssl.SSLContext | None] = lambda: None,
         server_name: str = "",
-        fields: tuple[tuple[bytes, bytes], ...] = (),
+        fields: Fields | Callable[[], Fields] = (),
     ):
         self._reactor = reactor
         self._address = address
         self._tls = tls
         self._server_name = server_name
-        self._fields = fields
+        self._fields = fields if callable(fields) else lambda: fields
         self._heads: dict[str, Head] = {}
         self._shell: Shell | None = None
         self._dialling: asyncio.Task[ClientConnection] | None = None
@@ -131,14 +168,16 @@ class Rpc:
             if stream is not None and not (stream.local_closed and stream.remote_closed):
                 stream.reset(frames.CANCEL)
 
+    def forget_fields(self) -> bool:
+        """Ask for the fields again with the next call, not only with the next dial; whether they have changed."""
+        before, self._heads = self._heads, {}
+        fields = self._fields()
+        return any(head.fields[-len(fields) :] != fields for head in before.values()) if fields else False
+
     def _head(self, path: str) -> Head:
         head = self._heads.get(path)
         if head is None:
-            fields = ((b"content-type", b"application/grpc"), (b"te", b"trailers"), (b"user-agent", b"outrider"))
-            local = self._address.startswith("unix:")
-            authority = b"localhost" if local else self._address.removeprefix("dns:").encode()
-            head = Head(fields + self._fields, b"POST", b"http", authority, path.encode())
-            self._heads[path] = head
+            head = self._heads[path] = head_for(self._address, path, self._fields())
         return head
 
     async def _connection(self) -> ClientConnection:
@@ -150,19 +189,11 @@ class Rpc:
         return await asyncio.shield(self._dialling)
 
     async def _dial(self) -> ClientConnection:
-        ready: asyncio.Future[None] = self._reactor.loop.create_future()
-
-        def prepare(conn: ClientConnection) -> None:
-            conn.on_ready = lambda _: None if ready.done() else ready.set_result(None)
-            conn.on_closed = lambda _: (
-                None if ready.done() else ready.set_exception(OSError("the peer closed the connection"))
-            )
-
-        async with asyncio.timeout(5.0):
+        async with asyncio.timeout(DIAL_TIMEOUT_S):
             if self._shell is not None:
                 self._shell.close()
-            self._shell = await dial(self._reactor, self._address, self._tls(), self._server_name, prepare)
-            await ready
+            self._heads.clear()
+            self._shell = await connect(self._reactor, self._address, self._tls(), self._server_name)
         conn = self._shell.conn
         assert isinstance(conn, ClientConnection)
         return conn

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +16,7 @@ from typing import Any
 
 from outrider_http2 import frames
 from outrider_http2.client import ClientConnection
+from outrider_http2.dial import dial as dial_http2
 from outrider_http2.hpack import literal
 from outrider_http2.shell import Reactor, Shell, clock
 from outrider_sidecar.core.attempt import Attempt
@@ -27,8 +27,7 @@ MAX_CONNECTIONS = 8  # per endpoint: more than one only where the peer allows fe
 MAX_WAITING = 4_096
 DIAL_TIMEOUT_S = 5.0
 CALL_DRIVEN_DIAL_S = 0.2  # calls cut a longer backoff short, but not below this
-KEEPALIVE_S = 20.0
-SSL_SHUTDOWN_S = 1.0
+KEEPALIVE_S = 300.0  # of a silent peer with calls in flight: gRPC servers take more frequent PINGs for abuse (gRFC A8)
 
 
 def split_address(address: str) -> tuple[str, int] | str:
@@ -48,39 +47,8 @@ async def dial(
     max_age_s: float = 0.0,
 ) -> Shell:
     """Open one connection; OSError (or ssl.SSLError) says why not. `prepare` runs before the first byte."""
-    scheme = b"https" if tls else b"http"
     limits = replace(reactor.limits, ping_interval_s=KEEPALIVE_S, idle_timeout_s=0.0, max_age_s=max_age_s)
-    conn = ClientConnection(limits, reactor.heads, reactor.turn, reactor.ledger, clock(), scheme)
-    prepare(conn)
-    shell = Shell(reactor, conn)
-    where = split_address(address)
-    if isinstance(where, str):
-        name = _name(tls, server_name, "localhost")
-        await reactor.loop.create_unix_connection(
-            lambda: shell, where, ssl=tls, server_hostname=name, ssl_shutdown_timeout=_goodbye_s(tls)
-        )
-    else:
-        host, port = where
-        name = _name(tls, server_name, host)
-        await reactor.loop.create_connection(
-            lambda: shell, host, port, ssl=tls, server_hostname=name, ssl_shutdown_timeout=_goodbye_s(tls)
-        )
-    if tls is not None and shell.transport.get_extra_info("ssl_object").selected_alpn_protocol() != "h2":
-        shell.close()
-        raise OSError("the peer does not speak HTTP/2 (ALPN h2)")
-    sock = shell.transport.get_extra_info("socket")
-    if sock is not None and sock.family != socket.AF_UNIX:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return shell
-
-
-def _goodbye_s(tls: ssl.SSLContext | None) -> float | None:
-    """How long a peer that does not answer the end of TLS is waited for."""
-    return SSL_SHUTDOWN_S if tls else None
-
-
-def _name(tls: ssl.SSLContext | None, server_name: str, host: str) -> str | None:
-    return (server_name or host) if tls else None
+    return await dial_http2(reactor, split_address(address), limits, prepare, tls, server_name)
 
 
 class Connector:

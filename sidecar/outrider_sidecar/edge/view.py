@@ -23,6 +23,14 @@ from outrider_sidecar.filters.dispatch import state_of
 COMPILED = not call.__file__.endswith(".py")
 
 
+class Link(Protocol):
+    """The link to the control plane (`edge.mesh`), which is not there where none is configured."""
+
+    def state(self) -> dict[str, Any]: ...
+
+    def families(self) -> list[Family]: ...
+
+
 class Sidecar(Protocol):
     """What the composition root offers to be looked at."""
 
@@ -38,6 +46,12 @@ class Sidecar(Protocol):
     export: Export
     access_log: AccessLog | None
     listeners: dict[str, Listener]
+
+    @property
+    def link(self) -> Link | None: ...
+
+    @property
+    def waiting_for_policy(self) -> bool: ...
 
     def purge(self, agent: str, tenant: str, tag: str) -> int: ...
 
@@ -58,12 +72,16 @@ class SidecarView:
             return False, "draining"
         if not self._sidecar.started:
             return False, "starting"
+        if self._sidecar.waiting_for_policy:
+            return False, "no agent is known yet: waiting for the control plane's first update"
         return True, ""
 
     def config(self) -> Any:
-        """The file's settings with secrets masked, and the policy in force."""
+        """The file's settings with secrets masked, and the link to the control plane."""
         shown = config.masked(self._sidecar.settings)
         shown["last_reload"] = self._sidecar.last_reload
+        link = self._sidecar.link
+        shown["control_link"] = link.state() if link is not None else None
         return shown
 
     def agents(self) -> Any:
@@ -142,6 +160,8 @@ class SidecarView:
         yield from sidecar.export.families()
         if sidecar.access_log is not None:
             yield from sidecar.access_log.families()
+        if sidecar.link is not None:
+            yield from sidecar.link.families()
         yield from self._process_families()
         yield from self._endpoint_families()
         yield from self._cache_families()

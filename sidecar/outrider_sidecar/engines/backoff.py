@@ -15,6 +15,9 @@ CONNECT_MIN_S = 0.1
 CONNECT_MAX_S = 60.0
 CONNECT_MULTIPLIER = 1.6
 CONNECT_JITTER = 0.2
+CONTROL_MIN_S = 0.1
+CONTROL_MAX_S = 3.0  # back on the watch within 5 s of the control plane's return, a dial that hangs included
+CONTROL_JITTER = 0.5
 MAX_PUSHBACK_S = 300.0
 
 
@@ -28,6 +31,12 @@ def connect_delay_s(failures: int, rng: random.Random) -> float:
     """The wait after `failures` (from 1) failed connection attempts in a row."""
     ceiling_s = _grown(CONNECT_MIN_S, CONNECT_MULTIPLIER, failures, CONNECT_MAX_S)
     return ceiling_s * rng.uniform(1.0 - CONNECT_JITTER, 1.0 + CONNECT_JITTER)
+
+
+def control_delay_s(failures: int, rng: random.Random) -> float:
+    """The wait after `failures` (from 1) rounds through all control planes; never above CONTROL_MAX_S."""
+    ceiling_s = _grown(CONTROL_MIN_S, CONNECT_MULTIPLIER, failures, CONTROL_MAX_S)
+    return ceiling_s * rng.uniform(1.0 - CONTROL_JITTER, 1.0)
 
 
 def _grown(initial: float, multiplier: float, attempt: int, ceiling: float) -> float:

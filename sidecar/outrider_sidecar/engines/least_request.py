@@ -20,20 +20,23 @@ from outrider_sidecar.core.load_report import LoadReport
 class LeastRequest(Balancer):
     """See the module. Loads are attempts per unit of weight."""
 
-    __slots__ = ("_draw", "_endpoints", "_slow_start_s")
+    __slots__ = ("_compared", "_draw", "_endpoints", "_slow_start_s")
 
     def __init__(self, policy: Balancing, rng: random.Random):
         self._draw = rng.random
         self._slow_start_s = policy.slow_start_ms / 1000.0
         self._endpoints: Sequence[Endpoint] = ()
+        self._compared: tuple[tuple[Endpoint, float], ...] = ()
 
     def update(self, endpoints: Sequence[Endpoint], now: float) -> None:
         self._endpoints = tuple(endpoints)
+        self._compared = ()
 
     def pick(self, now: float, key: bytes = b"", avoid: Collection[Endpoint] = ()) -> Endpoint | None:
         endpoints = self._endpoints
         if avoid:
             endpoints = spared(endpoints, avoid)
+            self._compared = ()
         count = len(endpoints)
         if count < 2:
             return endpoints[0] if endpoints else None
@@ -44,7 +47,13 @@ class LeastRequest(Balancer):
             other += 1
         first = endpoints[index]
         second = endpoints[other]
-        return first if self._load(first, now) <= self._load(second, now) else second
+        load = self._load(first, now)
+        other_load = self._load(second, now)
+        self._compared = ((first, load), (second, other_load))
+        return first if load <= other_load else second
+
+    def compared(self) -> tuple[tuple[Endpoint, float], ...]:
+        return self._compared
 
     def _load(self, endpoint: Endpoint, now: float) -> float:
         weight = endpoint.weight

@@ -12,13 +12,13 @@ Deliberately not here: batching (`engines.export_queue`), sending (`edge.export`
 from __future__ import annotations
 
 import struct
-from binascii import unhexlify
+from binascii import hexlify, unhexlify
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from outrider_sidecar.core import attributes as names
 from outrider_sidecar.core import errors
-from outrider_sidecar.core.span import SERVER, Attempt, Generation, Span
+from outrider_sidecar.core.span import DETACHED, SERVER, THROUGH_INGRESS, Attempt, Generation, Span
 
 TEXT_MAX_CHARS: Final = 1_024
 _STATICS_MAX: Final = 1_024  # distinct static parts kept; all are dropped when callers invent more
@@ -125,6 +125,8 @@ _CACHE_READ_TOKENS: Final = _IntAttribute(_SPAN_ATTRIBUTE, names.CACHE_READ_TOKE
 _CACHE_WRITE_TOKENS: Final = _IntAttribute(_SPAN_ATTRIBUTE, names.CACHE_WRITE_TOKENS).encode
 _CONVERSATION: Final = _TextAttribute(_SPAN_ATTRIBUTE, names.CONVERSATION_ID).encode
 _UNIT: Final = _TextAttribute(_SPAN_ATTRIBUTE, names.UNIT).encode
+_TENANT: Final = _TextAttribute(_SPAN_ATTRIBUTE, names.TENANT).encode
+_CACHE_KEY: Final = field(_SPAN_ATTRIBUTE, key_value(names.CACHE_KEY, "0" * 32))[:-32]  # before 16 bytes in hex
 _STATUS_MESSAGE: Final = _TextAttribute(_SPAN_ATTRIBUTE, names.STATUS_MESSAGE).encode
 _ATTEMPT_US: Final = _IntAttribute(_EVENT_ATTRIBUTE, names.ATTEMPT_US).encode
 
@@ -174,7 +176,7 @@ class Encoder:
         (
             trace_id, span_id, parent_id, tracestate, flags, kind, method, agent_id, endpoint, start_unix_ns, total_us,
             status, error, queue_us, connect_us, first_byte_us, request_bytes, reply_bytes, cache, cache_tier, variant,
-            session, unit, attempts, generation, tokens_saved, notes,
+            session, unit, attempts, generation, tokens_saved, notes, hop, tenant, details,
         ) = span  # fmt: skip
         end_unix_ns = start_unix_ns + total_us * 1_000
         if parent_id:
@@ -187,7 +189,7 @@ class Encoder:
                 b"\x0a\x10", unhexlify(trace_id), b"\x12\x08", unhexlify(span_id),
                 b"\x39", start_unix_ns, b"\x41", end_unix_ns, b"\x85\x01", flags | _ROOT_FLAGS,
             )  # fmt: skip
-        key = (kind, method, agent_id, endpoint, status, cache, cache_tier, variant)
+        key = (kind, method, agent_id, endpoint, status, cache, cache_tier, variant, hop)
         static = self._statics.get(key) or self._static(key, span)
         parts = [fixed, static]
         if first_byte_us:
@@ -206,7 +208,14 @@ class Encoder:
             parts.append(_CONVERSATION(session))
         if generation is not None:
             self._generation(parts, generation)
-        if tracestate or unit or attempts or tokens_saved or notes:
+        if tenant:
+            parts.append(_TENANT(tenant))
+        if details or tracestate or unit or attempts or tokens_saved or notes:
+            if details is not None:
+                if details.cache_key:
+                    parts.append(_CACHE_KEY + hexlify(details.cache_key))
+                if details.pick:
+                    parts.append(field(_SPAN_ATTRIBUTE, key_value(names.PICK, details.pick)))
             if tracestate and tracestate.isascii():  # else no valid UTF-8 text, and a collector refuses the whole batch
                 parts.append(field(3, tracestate))
             if unit:
@@ -235,11 +244,14 @@ class Encoder:
             (names.CACHE, span.cache),
             (names.CACHE_TIER, span.cache_tier),
             (names.VARIANT, span.variant),
+            (names.HOP, "ingress" if span.hop & THROUGH_INGRESS else ""),
         )
         parts = [field(5, _text(method)), b"\x30" + varint(span.kind)]
         parts += [field(_SPAN_ATTRIBUTE, key_value(name, text)) for name, text in texts if text]
         if port:
             parts.append(field(_SPAN_ATTRIBUTE, key_value(names.SERVER_PORT, port)))
+        if span.hop & DETACHED:
+            parts.append(field(_SPAN_ATTRIBUTE, key_value(names.DETACHED, True)))
         return _keep(self._statics, key, b"".join(parts))
 
     def _attempt(self, start_unix_ns: int, attempt: Attempt) -> bytes:

@@ -50,13 +50,14 @@ class _Rtt:
 class PeakEwma(Balancer):
     """See the module. Loads are seconds."""
 
-    __slots__ = ("_decay_rate", "_draw", "_rtts", "_slow_start_s")
+    __slots__ = ("_compared", "_decay_rate", "_draw", "_rtts", "_slow_start_s")
 
     def __init__(self, policy: Balancing, rng: random.Random):
         self._draw = rng.random
         self._decay_rate = 1000.0 / max(1, policy.decay_ms)
         self._slow_start_s = policy.slow_start_ms / 1000.0
         self._rtts: list[_Rtt] = []
+        self._compared: tuple[tuple[Endpoint, float], ...] = ()
 
     def update(self, endpoints: Sequence[Endpoint], now: float) -> None:
         rtts: list[_Rtt] = []
@@ -67,11 +68,13 @@ class PeakEwma(Balancer):
             rtt.weight = max(1, endpoint.weight)
             rtts.append(rtt)
         self._rtts = rtts
+        self._compared = ()
 
     def pick(self, now: float, key: bytes = b"", avoid: Collection[Endpoint] = ()) -> Endpoint | None:
         rtts = self._rtts
         if avoid:
             rtts = [rtt for rtt in rtts if rtt.endpoint not in avoid] or rtts
+            self._compared = ()
         count = len(rtts)
         if count < 2:
             return rtts[0].endpoint if rtts else None
@@ -82,7 +85,13 @@ class PeakEwma(Balancer):
             other += 1
         first = rtts[index]
         second = rtts[other]
-        return first.endpoint if self._load(first, now) <= self._load(second, now) else second.endpoint
+        load = self._load(first, now)
+        other_load = self._load(second, now)
+        self._compared = ((first.endpoint, load), (second.endpoint, other_load))
+        return first.endpoint if load <= other_load else second.endpoint
+
+    def compared(self) -> tuple[tuple[Endpoint, float], ...]:
+        return self._compared
 
     def _load(self, rtt: _Rtt, now: float) -> float:
         endpoint = rtt.endpoint

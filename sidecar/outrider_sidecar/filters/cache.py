@@ -88,7 +88,7 @@ class CacheFilter:
         call.cache_tier = facts.tier
         if not facts.cacheable:
             return self._bypass(call, facts.reason)
-        key = self._key(call, facts)
+        key = call.cache_key = self._key(call, facts)
         return self._look_up(call, key, facts, adapter, wish)
 
     def _look_up(self, call: Call, key: bytes, facts: RequestFacts, adapter: Payload, wish: Any) -> bool | None:

@@ -44,6 +44,7 @@ class Pool:
         self.endpoints: dict[str, Endpoint] = {}
         self.leaving: set[Endpoint] = set()
         self.panic = False
+        self._several = False  # endpoints that may be picked: with one there is nothing to compare
         self._next_change_at = float("inf")
         self._next_sweep_at = now
         self._configure(agent)
@@ -97,6 +98,7 @@ class Pool:
         """Work out anew who may be picked."""
         members = self.endpoints.values()
         able, self.panic = usable(members, self.agent.balancing, now)
+        self._several = len(able) > 1
         self._next_change_at = next_change_at(members, now)
         self.balancer.update(able, now)
 
@@ -142,6 +144,8 @@ class Pool:
                 return None  # every breaker is open
             denied.append(endpoint)
             avoid = [*call.tried, *denied]
+        if self._several:
+            call.compared = self.balancer.compared()
         attempt = Attempt(call, endpoint)
         attempt.grant = grant
         if self._per_try_s:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from outrider_http2.hpack import literal
 from outrider_sidecar.core.call import Call, Step
 from outrider_sidecar.core.runtime import Runtime
-from outrider_sidecar.core.span import CLIENT, Attempt, Generation, Span
+from outrider_sidecar.core.span import CLIENT, Attempt, Details, Generation, Span
 from outrider_sidecar.engines.sampler import Sampler
 from outrider_sidecar.engines.trace_context import build as build_traceparent
 from outrider_sidecar.engines.trace_context import parse, tracestate
@@ -21,6 +21,7 @@ _CALL_ID: Final = literal(b"x-outrider-call-id", b"0" * 16)[:-16]
 _TRACE_ID: Final = literal(b"x-outrider-trace-id", b"0" * 32)[:-32]
 _TRACEPARENT: Final = literal(b"traceparent", b"0" * 55)[:-55]
 _NO_ATTEMPTS: Final[tuple[Attempt, ...]] = ()
+_ONE_IN_16: Final = 48  # "0", the last hex digit of the trace ids whose calls carry details whatever became of them
 
 
 def build(runtime: Runtime) -> Step:
@@ -64,7 +65,11 @@ def span_of(call: Call, now: float, kind: int = CLIENT) -> Span:
     tried = call.tried
     facts = call.payload
     first_byte_at = call.first_byte_at
-    session = call.value(b"x-session-id")  # metadata beats the message
+    status = call.status
+    details = _details(call) if status or trace_id[-1] == _ONE_IN_16 or len(tried) > 1 else None
+    unlike, alike = call.rest.values, call.head.values
+    tenant = unlike.get(b"x-tenant-id") or alike.get(b"x-tenant-id")
+    session = unlike.get(b"x-session-id") or alike.get(b"x-session-id")  # metadata beats the message
     return Span(
         trace_id,
         span_id,
@@ -77,7 +82,7 @@ def span_of(call: Call, now: float, kind: int = CLIENT) -> Span:
         tried[-1].address if tried else "",
         call.started_ns,
         int((now - started_at) * 1e6),
-        call.status,
+        status,
         call.message,
         0,
         int(call.connect_s * 1e6),
@@ -93,7 +98,16 @@ def span_of(call: Call, now: float, kind: int = CLIENT) -> Span:
         _generation(call) if facts is not None or call.tokens is not None else None,
         0,
         tuple(call.notes) if call.notes else (),
+        call.hop,
+        tenant.decode("utf-8", "replace") if tenant else facts.tenant_id if facts is not None else "",
+        details,
     )
+
+
+def _details(call: Call) -> Details | None:
+    if call.compared:
+        return Details(call.cache_key, tuple([f"{one.address} {load:.6g}" for one, load in call.compared]))
+    return Details(call.cache_key) if call.cache_key else None
 
 
 def _generation(call: Call) -> Generation | None:

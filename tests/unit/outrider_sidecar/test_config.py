@@ -146,6 +146,18 @@ FAULTS = [
     ("ingress: {agent_id: a, target: 'a:0'}", "ingress.target", "has port 0"),
     ("ingress: {agent_id: '', target: 'a:1'}", "ingress.agent_id", "is empty"),
     ("ingress: {agent_id: a, target: 'a:1', listen: 'a:1'}", "ingress.listen", "open to other machines"),
+    ("ingress: {agent_id: a, target: 'a:1', advertise: 'a:0'}", "ingress.advertise", "has port 0, which nobody can"),
+    ("ingress: {agent_id: a, target: 'a:1', capacity: -1}", "ingress.capacity", "-1 is not between 0"),
+    ("ingress: {agent_id: a, target: 'a:1', labels: {'a b': c}}", "ingress.labels", "'a b', which is not a name"),
+    ("ingress: {agent_id: 'a b', target: 'a:1'}", "ingress.agent_id", "'a b' is not a name"),
+    (
+        "{control: ['a:1'], allow_insecure: true, ingress: {agent_id: a, target: 'a:1', listen: '0.0.0.0:1'}}",
+        "ingress.advertise",
+        "is missing: nobody can dial '0.0.0.0:1'",
+    ),
+    ("control_token_file: gone", "control_token_file", "gone' is not a file"),
+    ("control_token: secret", "control_token", "is not a field"),
+    ("control_tls: maybe", "control_tls", "'maybe' is not true or false"),
     ("tls: {cert: outrider.yaml}", "tls.key", "is missing: cert is given"),
     ("tls: {cert: gone, key: outrider.yaml}", "tls.cert", "gone' is not a file"),
     ("tls: {client_ca: outrider.yaml}", "tls.client_ca", "needs tls.cert"),
@@ -215,6 +227,42 @@ def test_default_agent_may_come_from_the_control_plane(write: Write) -> None:
 def test_tls_listener_may_be_open(write: Write, tmp_path: Path) -> None:
     (tmp_path / "f").write_text("")
     assert load(write("listen: 0.0.0.0:7600\ntls: {cert: f, key: f}\n"), {}).listen.host == "0.0.0.0"
+
+
+def test_what_a_sidecar_announces(write: Write) -> None:
+    text = "ingress: {agent_id: a, target: 'a:1', advertise: '10.0.0.1:7601', capacity: 8, labels: {zone: b}}"
+    ingress = load(write(text), {}).ingress
+    assert ingress is not None
+    assert (ingress.advertise, ingress.capacity, dict(ingress.labels)) == (Address("10.0.0.1", 7601), 8, {"zone": "b"})
+
+
+def test_the_token_is_the_environments_or_a_files_and_never_shown(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("from the file")
+    settings = load(write("control_token_file: token"), {"OUTRIDER_TOKEN": " s3cret "})
+    assert (settings.control_token, settings.control_token_file) == ("s3cret", tmp_path / "token")
+    shown = json.dumps(masked(settings))
+    assert "s3cret" not in shown
+    assert masked(settings)["control_token"] == "***"
+    assert masked(load(None, {}))["control_token"] == ""
+    error = refused(None, {"OUTRIDER_TOKEN": "two words"})
+    assert error.field == "OUTRIDER_TOKEN"
+    assert "words" not in error.reason
+
+
+@pytest.mark.parametrize(
+    ("text", "warned"),
+    [
+        ("control: ['10.0.0.1:7700']", True),
+        ("control: ['127.0.0.1:7700']", False),
+        ("{control: ['10.0.0.1:7700'], control_tls: true}", False),
+        ("{control: ['10.0.0.1:7700'], tls: {upstream: {}}}", False),
+        ("{control: ['10.0.0.1:7700'], control_tls: false, tls: {upstream: {}}}", True),
+    ],
+)
+def test_a_token_in_the_clear_is_warned_of(write: Write, text: str, warned: bool) -> None:
+    notes = load(write(text), {"OUTRIDER_TOKEN": "x"}).notes
+    assert any("in the clear" in note for note in notes) is warned
+    assert load(write(text), {}).notes == ()
 
 
 def test_masked_is_json_without_secrets(write: Write, tmp_path: Path) -> None:

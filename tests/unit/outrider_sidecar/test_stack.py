@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import ModuleType
 
 from outrider.policy import Agent, EndpointPolicy, Optimization, Policy
@@ -45,6 +46,31 @@ def test_agents_come_and_go_and_those_that_stay_keep_their_state() -> None:
     assert wire.link("c:1").closed
     assert not wire.link("b:1").closed
     assert wire.runtime.snapshot.kind == CLIENT
+
+
+def test_routes_of_agents_that_do_not_change_are_kept() -> None:
+    agents = {name: Agent(name, (EndpointPolicy(f"{name}:1"),)) for name in "ab"}
+    wire = Wire(Policy(agents, "a"))
+    before = wire.runtime.snapshot.routes
+    wire.apply(Policy({"a": replace(agents["a"]), "b": replace(agents["b"], timeout_ms=5)}, "b"))
+    after = wire.runtime.snapshot.routes
+    assert after["a"] is before["a"]
+    assert after["b"] is not before["b"]
+    assert after["b"].agent.timeout_ms == 5
+    wire.apply(Policy({"b": after["b"].agent}))
+    wire.apply(Policy(agents))
+    assert wire.runtime.snapshot.routes["a"] is not before["a"]  # it was gone, and its live state with it
+    assert wire.runtime.snapshot.routes["a"].state is wire.state("a")
+
+
+def test_an_ingress_refuses_what_is_over_its_capacity() -> None:
+    wire = Wire(Policy())
+    wire.runtime.snapshot = stack.compile_ingress("a", "local:1", wire.runtime, 1)
+    wire.states.update({id(state): state for state in wire.runtime.agents.values()})
+    first, second = wire.call(body=ASK), wire.call(body=ASK)
+    assert (first.status, second.status) == (None, 8)
+    first.cancel()
+    wire.assert_clean()
 
 
 def test_ingress_and_egress_of_an_agent_share_nothing() -> None:

@@ -116,6 +116,21 @@ async def test_fields_go_with_every_call() -> None:
         assert agent.seen["authorization"] == "Bearer x"
 
 
+async def test_fields_that_can_change_are_asked_for_again_when_forgotten() -> None:
+    agent = Agent()
+    tokens = [b"first"]
+    async with served(agent, fields=lambda: ((b"authorization", tokens[-1]),)) as rpc:
+        await rpc.unary("/test.Agent/Metadata", b"", 10)
+        assert not rpc.forget_fields()
+        await rpc.unary("/test.Agent/Metadata", b"", 10)
+        tokens.append(b"second")
+        await rpc.unary("/test.Agent/Metadata", b"", 10)
+        assert agent.seen["authorization"] == "first"
+        assert rpc.forget_fields()
+        await rpc.unary("/test.Agent/Metadata", b"", 10)
+        assert agent.seen["authorization"] == "second"
+
+
 async def test_many_calls_share_one_connection() -> None:
     async with served(Agent()) as rpc:
         replies = await asyncio.gather(*[rpc.unary("/test.Agent/Echo", b"%d" % n, 20) for n in range(50)])

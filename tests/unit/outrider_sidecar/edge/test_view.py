@@ -35,6 +35,8 @@ def shown(wire: Wire, **more: Any) -> tuple[SidecarView, Any]:
         series=Series(),
         export=SimpleNamespace(families=list),
         access_log=None,
+        link=None,
+        waiting_for_policy=False,
         listeners={"egress": SimpleNamespace(connections=3)},
         purged=[],
         stopped=[],
@@ -55,6 +57,10 @@ def figures(view: SidecarView) -> dict[str, dict[tuple[str, ...], float]]:
         ({}, (True, "")),
         ({"draining": True}, (False, "draining")),
         ({"started": False}, (False, "starting")),
+        (
+            {"waiting_for_policy": True},
+            (False, "no agent is known yet: waiting for the control plane's first update"),
+        ),
     ],
 )
 def test_ready(state: dict[str, bool], expected: tuple[bool, str]) -> None:
@@ -136,3 +142,14 @@ def test_metrics_tell_of_calls_endpoints_and_cache_and_can_be_exposed() -> None:
     assert found["outrider_build_info"] == {("1.2.3", "false"): 1} or ("1.2.3", "true") in found["outrider_build_info"]
     _, text = expose(view.metrics_families())
     assert b"outrider_cache_verdicts" in b"".join(text)
+
+
+def test_the_link_to_the_control_plane_where_there_is_one() -> None:
+    family = Family("outrider_control_connected", "gauge", "1: watched here.", ("address",), [(("a:1",), 1.0)])
+    link = SimpleNamespace(state=lambda: {"connected_to": "a:1"}, families=lambda: [family])
+    view, _ = shown(Wire(agent()), link=link)
+    assert view.config()["control_link"] == {"connected_to": "a:1"}
+    assert figures(view)["outrider_control_connected"] == {("a:1",): 1.0}
+    view, _ = shown(Wire(agent()))
+    assert view.config()["control_link"] is None
+    assert "outrider_control_connected" not in figures(view)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outrider.policy import Retry
-from outrider_sidecar.engines.backoff import connect_delay_s, pushback_s, retry_delay_s
+from outrider_sidecar.engines.backoff import connect_delay_s, control_delay_s, pushback_s, retry_delay_s
 
 POLICY = Retry(backoff_ms=25, backoff_multiplier=2.0, max_backoff_ms=1_000)
 
@@ -75,3 +75,9 @@ def test_no_attempt_number_breaks_the_bounds(
 )
 def test_pushback(value: bytes, wait_s: float | None) -> None:
     assert pushback_s(value) == wait_s
+
+
+@given(st.integers(1, 10**6), st.integers(0, 2**32))
+def test_a_control_plane_is_looked_for_every_three_seconds_at_least(failures: int, seed: int) -> None:
+    assert 0.05 <= control_delay_s(failures, random.Random(seed)) <= 3.0
+    assert control_delay_s(1, random.Random(seed)) <= 0.1

@@ -11,7 +11,16 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1 import trace_pb2
 
 from outrider_sidecar.core import attributes, errors
-from outrider_sidecar.core.span import CLIENT, SERVER, Attempt, Generation, Span
+from outrider_sidecar.core.span import (
+    CLIENT,
+    DETACHED,
+    SERVER,
+    THROUGH_INGRESS,
+    Attempt,
+    Details,
+    Generation,
+    Span,
+)
 from outrider_sidecar.engines import otlp
 from outrider_sidecar.engines.otlp import Encoder, split_address
 
@@ -118,6 +127,9 @@ def full() -> Span:
         generation=Generation("invoke_agent", "asked", "answered", "stop", 11, 22, 3, 4),
         tokens_saved=99,
         notes=("compress: unknown encoding", "cache: too large"),
+        hop=THROUGH_INGRESS | DETACHED,
+        tenant="acme",
+        details=Details(b"\x01\xfe" * 8, ("127.0.0.1:9000 0.03", "127.0.0.1:9001 0.01")),
     )
 
 
@@ -157,6 +169,11 @@ def test_every_field_of_a_full_call():
         "outrider.reply_bytes": 2**35,
         "outrider.tokens_saved": 99,
         "outrider.notes": ["compress: unknown encoding", "cache: too large"],
+        "outrider.hop": "ingress",
+        "outrider.detached": True,
+        "outrider.tenant": "acme",
+        "outrider.cache.key": "01fe" * 8,
+        "outrider.pick": ["127.0.0.1:9000 0.03", "127.0.0.1:9001 0.01"],
     }
 
 
@@ -179,9 +196,8 @@ def test_every_attempt_is_an_event():
 
 
 def test_every_name_in_the_table_is_written_somewhere():
-    encoder = Encoder(
-        {attributes.SERVICE_NAME: "s", attributes.SERVICE_INSTANCE_ID: "i", attributes.SERVICE_VERSION: "1"}
-    )
+    resource = ("SERVICE_NAME", "SERVICE_INSTANCE_ID", "SERVICE_VERSION", "HOST_NAME", "NODE_NAME")
+    encoder = Encoder({getattr(attributes, name): "x" for name in resource})
     written = encoder.request([encoder.span(full()), encoder.span(full()._replace(kind=SERVER, status=5))], 1)
     names = [value for name, value in vars(attributes).items() if name.isupper() and isinstance(value, str)]
     assert len(names) > 30
@@ -321,6 +337,10 @@ CALLS = st.builds(
     generation=st.none() | st.builds(Generation, TEXT, TEXT, TEXT, TEXT, NUMBER, NUMBER, NUMBER, NUMBER),
     tokens_saved=NUMBER,
     notes=st.lists(TEXT, max_size=3).map(tuple),
+    hop=st.integers(0, 3),
+    tenant=TEXT,
+    details=st.none()
+    | st.builds(Details, st.sampled_from([b"", bytes(range(16))]), st.lists(TEXT, max_size=2).map(tuple)),
 )
 
 
@@ -336,6 +356,12 @@ def test_any_call_reads_back_alike_whether_or_not_its_parts_were_kept(calls: lis
         assert found.get("outrider.tokens_saved", 0) == call.tokens_saved
         assert found.get("outrider.notes", []) == list(call.notes)
         assert found.get("gen_ai.conversation.id", "") == call.session
+        assert found.get("outrider.tenant", "") == call.tenant
+        assert found.get("outrider.hop", "") == ("ingress" if call.hop & THROUGH_INGRESS else "")
+        assert found.get("outrider.detached", False) is bool(call.hop & DETACHED)
+        details = call.details or Details()
+        assert found.get("outrider.cache.key", "") == details.cache_key.hex()
+        assert found.get("outrider.pick", []) == list(details.pick)
 
 
 def test_the_encoder_does_not_depend_on_what_it_saw_before():

@@ -6,11 +6,13 @@ import re
 
 import pytest
 
-from outrider.policy import Retry
+from outrider.policy import Balancing, Optimization, Retry
+from outrider_http2.hpack import literal
 from outrider_sidecar.core import errors
-from outrider_sidecar.core.span import SAMPLED
+from outrider_sidecar.core.span import DETACHED, SAMPLED, THROUGH_INGRESS
 from outrider_sidecar.engines.sampler import parse_sampler
-from tests.wire import Wire, agent, message
+from tests.wire import ECHO, Wire, agent, message
+from tests.wire_peers import Served, reply_head
 
 ASK, ANSWER = message(b"ask"), message(b"answer")
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -112,3 +114,93 @@ def test_tracestate_beyond_its_bounds_is_dropped() -> None:
     assert TRACE in served.value("traceparent")
     served.reply(ANSWER)
     assert wire.spans[0].status == 0
+
+
+IDS = literal(b"x-outrider-call-id", PARENT.encode()) + literal(b"x-outrider-trace-id", TRACE.encode())
+PLAIN_TRACE, DETAILED_TRACE = "1" * 32, "1" * 31 + "0"
+
+
+def answer_as_ingress(served: Served, status: int = 0) -> None:
+    """A reply as an ingress sends it on, or its own refusal."""
+    served.answered = True
+    served.status = status
+    if status:
+        served.stream.send_head(reply_head(200, ("grpc-status", str(status))), IDS, True)
+    else:
+        served.stream.send_head(reply_head(200), IDS)
+        served.data(ANSWER)
+        served.finish()
+    served.flows.flow()
+
+
+def test_a_reply_through_an_ingress_says_so() -> None:
+    wire = Wire(agent())
+    for end in (
+        lambda served: answer_as_ingress(served),
+        lambda served: answer_as_ingress(served, errors.INTERNAL),
+        lambda served: served.reply(ANSWER),
+    ):
+        wire.call(body=ASK)
+        end(wire.link().served[-1])
+    assert [span.hop for span in wire.spans] == [THROUGH_INGRESS, THROUGH_INGRESS, 0]
+
+
+def test_a_try_that_failed_at_an_ingress_does_not_count_for_the_answer() -> None:
+    wire = Wire(agent("a:1", "b:1", retry=Retry(backoff_ms=0)))
+    wire.call(body=ASK)
+    answer_as_ingress(wire.served[0], errors.UNAVAILABLE)
+    wire.pass_s(0.1)
+    wire.served[1].reply(ANSWER)
+    assert [span.hop for span in wire.spans] == [0]
+
+
+def test_what_goes_on_behind_a_caller_is_detached() -> None:
+    wire = Wire(agent(optimization=Optimization(cache_enabled=True, cache_methods=(ECHO,))))
+    leader, follower = wire.call(body=ASK), wire.call(body=ASK)
+    leader.cancel()
+    answer_as_ingress(wire.link().served[0])
+    assert follower.status == 0
+    found = {(span.cache, span.hop) for span in wire.spans}
+    assert found == {("miss", 0), ("coalesced", 0), ("", DETACHED | THROUGH_INGRESS)}
+
+
+def test_the_tenant_is_told() -> None:
+    wire = Wire(agent())
+    wire.call(("x-tenant-id", "acme"), body=ASK).cancel()
+    wire.call(body=ASK).cancel()
+    assert [span.tenant for span in wire.spans] == ["acme", ""]
+
+
+@pytest.mark.parametrize(("trace", "detailed"), [(PLAIN_TRACE, False), (DETAILED_TRACE, True)])
+def test_key_and_candidates_of_one_in_sixteen(trace: str, detailed: bool) -> None:
+    cached = Optimization(cache_enabled=True, cache_methods=(ECHO,))
+    wire = Wire(agent("a:1", "b:1", optimization=cached, balancing=Balancing(strategy="least_request")))
+    wire.call(("traceparent", f"00-{trace}-{PARENT}-01"), body=ASK)
+    wire.served[0].reply(ANSWER)
+    details = wire.spans[0].details
+    assert (details is not None) is detailed
+    if details is not None:
+        assert len(details.cache_key) == 16
+        assert sorted(one.split(" ")[0] for one in details.pick) == ["a:1", "b:1"]
+        assert all(float(one.split(" ")[1]) > 0 for one in details.pick)
+
+
+def test_candidates_of_calls_that_failed_or_were_tried_again() -> None:
+    wire = Wire(agent("a:1", "b:1", "c:1", retry=Retry(max_attempts=2, backoff_ms=0)))
+    for ends in ((errors.INTERNAL,), (errors.UNAVAILABLE, 0)):
+        wire.call(("traceparent", f"00-{PLAIN_TRACE}-{PARENT}-01"), body=ASK)
+        for status in ends:
+            served = next(one for one in wire.served if one.alive)
+            served.refuse(status) if status else served.reply(ANSWER)
+            wire.pass_s(0.1)
+    assert [span.status for span in wire.spans] == [errors.INTERNAL, 0]
+    for span in wire.spans:
+        assert span.details is not None
+        assert len(span.details.pick) == 2
+
+
+def test_a_single_endpoint_was_compared_with_nothing() -> None:
+    wire = Wire(agent())
+    wire.call(("traceparent", f"00-{DETAILED_TRACE}-{PARENT}-01"), body=ASK)
+    wire.served[0].reply(ANSWER)
+    assert wire.spans[0].details is None

@@ -1,0 +1,94 @@
+"""The control plane's side of a sidecar: what is held of it, and the link to it, put together.
+
+Imported only where a control plane is configured: a standalone sidecar does without what protobuf costs.
+Deliberately not here: how policy is compiled and drained (the composition root gives functions).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable, Mapping
+
+from outrider.address import Address
+from outrider_sidecar.config import Settings
+from outrider_sidecar.core import attributes
+from outrider_sidecar.core.resource import Key, Resource
+from outrider_sidecar.core.runtime import Runtime
+from outrider_sidecar.edge.control_plane import ControlPlane
+from outrider_sidecar.edge.export import CONTROL, Export
+from outrider_sidecar.edge.load import loads
+from outrider_sidecar.edge.mesh import MeshLink
+from outrider_sidecar.edge.mesh_codec import Announced
+from outrider_sidecar.edge.purges import Purges
+from outrider_sidecar.edge.pushed import Pushed
+from outrider_sidecar.edge.view import COMPILED
+
+
+class ControlSide:
+    """`restore` before the first policy is compiled, `start` once everything listens, then `withdraw` and `close`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        version: str,
+        instance_id: str,
+        runtime: Runtime,
+        plane: ControlPlane,
+        export: Export,
+        purges: Purges,
+        put_in_force: Callable[[Mapping[Key, Resource]], None],
+    ):
+        self._settings = settings
+        self._facts = {
+            "node": _node(settings.telemetry.resource),
+            "instance_id": instance_id,
+            "agent_id": settings.ingress.agent_id if settings.ingress is not None else "",
+            "version": version,
+            "compiled": COMPILED,
+        }
+        self.pushed = Pushed(settings.state_dir, put_in_force, purges.merge)
+        self.link = MeshLink(
+            runtime.reactor,
+            plane,
+            self.pushed,
+            lambda: {**self._facts, "now_unix_ms": int(time.time() * 1e3)},
+            lambda periodic: loads(runtime, periodic),
+            lambda: export.dropped(CONTROL),
+            runtime.rng,
+        )
+        runtime.woke = self.link.woke
+
+    @property
+    def resources(self) -> Mapping[Key, Resource]:
+        return self.pushed.resources
+
+    def restore(self) -> None:
+        """Hold what the last process held. Blocks."""
+        self.pushed.restore()
+
+    def start(self, ingress_port: int, admin_port: int) -> None:
+        """Say where we are, and begin to watch."""
+        settings = self._settings
+        self._facts["admin"] = str(Address(settings.admin.host, admin_port))
+        told = settings.ingress
+        if told is not None:
+            real = told.listen if told.listen.is_unix else Address(told.listen.host, ingress_port)
+            address = str(told.advertise or real)
+            self.link.announce((Announced(told.agent_id, address, told.labels, told.capacity),))
+        self.pushed.start()
+        self.link.start()
+
+    async def withdraw(self) -> None:
+        """Speak for no endpoint any more: what listens is about to go."""
+        await self.link.withdraw()
+
+    async def close(self) -> None:
+        """End the link and write what is held."""
+        await asyncio.gather(self.link.close(), self.pushed.close())
+
+
+def _node(resource: Mapping[str, str]) -> str:
+    """The host's name, or what the environment calls it."""
+    return resource.get(attributes.NODE_NAME) or resource.get(attributes.HOST_NAME) or socket.gethostname()
