@@ -33,8 +33,8 @@ NATIVE_TESTS := tests/unit/outrider_http2 tests/unit/outrider_sidecar tests/conf
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: $(VENV)/.ready $(COMPILED_READY) ## a mesh of simulated agents under load, then a table; TRACE=FILE SPEED=n replays arrivals
-	$(COMPILED) $(RUN) -m bench.mesh $(if $(TRACE),--trace "$(TRACE)") $(if $(SPEED),--speed "$(SPEED)") $(ARGS)
+run: $(VENV)/.ready $(COMPILED_READY) ## a mesh of simulated agents under load, then a table; AGENTS=51; TRACE=FILE SPEED=n replays arrivals
+	$(COMPILED) $(RUN) -m bench.mesh $(if $(AGENTS),--agents "$(AGENTS)") $(if $(TRACE),--trace "$(TRACE)") $(if $(SPEED),--speed "$(SPEED)") $(ARGS)
 
 test: $(VENV)/.ready ## all tests; ARGS="tests/unit -k hpack" for some
 	$(RUN) -m pytest $(ARGS)

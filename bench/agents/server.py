@@ -1,4 +1,4 @@
-"""The server of a simulated agent: grpc.aio, the native Agent API, a raw echo service and health.
+"""The servers of simulated agents: grpc.aio, the native Agent API, a raw echo service and health.
 
 Always holds: a call that is cancelled or past its deadline gives its place back; SIGTERM turns health to NOT_SERVING,
 lets calls finish for a moment and ends with code 0. `/bench.Echo/Unary` and `/bench.Echo/Stream` take the same time
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -17,6 +19,7 @@ from grpc_health.v1.health import aio as health  # pyright: ignore[reportAttribu
 
 from bench.agents.behaviour import Behaviour, output_tokens, reply_words, usage
 from bench.serve import announce, until_signal
+from outrider.registration import AsyncRegistration
 from outrider.v1 import agent_pb2, agent_pb2_grpc
 
 _MESSAGE_BYTES = 64 * 1024 * 1024
@@ -100,20 +103,49 @@ class EchoService(grpc.GenericRpcHandler):
                 await asyncio.sleep(behaviour.tokens_s(behaviour.chunk_tokens))
 
 
-async def serve(name: str, behaviour: Behaviour, seed: int, port: int, ports_file: str) -> None:
-    """Serve until a signal."""
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One simulated agent instance. `port` 0: any free one."""
+
+    name: str
+    agent_id: str
+    behaviour: Behaviour
+    seed: int
+    port: int = 0
+
+
+async def serve(instances: Sequence[Instance], ports_file: str, control: Sequence[str] = ()) -> None:
+    """Serve all instances until a signal, registered with the control plane where one is named."""
+    started = [await _start(instance) for instance in instances]
+    async with AsyncExitStack() as registrations:
+        for instance, (_, _, port) in zip(instances, started, strict=True):
+            if control:
+                address = f"127.0.0.1:{port}"
+                registration = AsyncRegistration(
+                    control, instance.agent_id, address, {"instance": instance.name}, instance.behaviour.concurrency
+                )
+                await registrations.enter_async_context(registration)
+        ports = {instance.name: port for instance, (_, _, port) in zip(instances, started, strict=True)}
+        announce(ports if len(ports) > 1 else {"port": started[0][2]}, ports_file)
+        await until_signal()
+    await asyncio.gather(*(_stop(server, checks) for server, checks, _ in started))
+
+
+async def _start(instance: Instance) -> tuple[grpc.aio.Server, health.HealthServicer, int]:
     options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", _MESSAGE_BYTES)]
     server = grpc.aio.server(options=options)
-    work = Work(behaviour, seed)
-    agent_pb2_grpc.add_AgentServicer_to_server(AgentService(name, work), server)
+    work = Work(instance.behaviour, instance.seed)
+    agent_pb2_grpc.add_AgentServicer_to_server(AgentService(instance.name, work), server)
     server.add_generic_rpc_handlers((EchoService(work),))
     checks = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     for service in ("", "outrider.v1.Agent"):
         await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
-    bound = server.add_insecure_port(f"127.0.0.1:{port}")
+    bound = server.add_insecure_port(f"127.0.0.1:{instance.port}")
     await server.start()
-    announce({"port": bound}, ports_file)
-    await until_signal()
+    return server, checks, bound
+
+
+async def _stop(server: grpc.aio.Server, checks: health.HealthServicer) -> None:
     await checks.enter_graceful_shutdown()
     await server.stop(2.0)

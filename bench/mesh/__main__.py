@@ -9,23 +9,26 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
 from bench.agents.behaviour import Behaviour
 from bench.mesh import fleet, plan, report, trace
 from bench.mesh.load import Callers
+from bench.mesh.outage import Outage
 from bench.mesh.plan import PlannedCall
-from bench.process import BenchError, Children, stop_on_signals
-from bench.suite.targets import sink_spans
+from bench.process import BenchError, Children, python_environment, stop_on_signals
 
 _TICK_S = 0.25
 _PLAIN_TICK_S = 5.0  # between progress lines where the output is no terminal
-_SPAN_WAIT_S = 3.0
+_COUNTED_S = 5.0  # for the last spans to reach the control plane
+_RESENT_S = 60.0  # for batches that wait for their next try after an outage
 
 
 def _arguments() -> argparse.Namespace:
@@ -42,6 +45,9 @@ def _arguments() -> argparse.Namespace:
         "--speed", type=float, default=1.0, help="shortens the trace's gaps and the agents' times alike"
     )
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--outage", action="store_true", help="kill the control plane in the middle, and start it again"
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON only")
     options = parser.parse_args()
     for name, least in (("seconds", 0.1), ("agents", 1), ("instances", 1), ("rate", 0.1), ("speed", 0.01)):
@@ -96,12 +102,24 @@ async def _load(options: argparse.Namespace, running: fleet.Fleet, behaviour: Be
             _say(options, "")
 
 
-def _delivered_spans(running: fleet.Fleet, wanted: int) -> int:
-    """Spans the collector counts, once all are there or a few seconds have passed."""
-    give_up_at = time.monotonic() + _SPAN_WAIT_S
-    while (spans := sink_spans(running.sink_port)) < wanted and time.monotonic() < give_up_at:
-        time.sleep(0.1)
-    return spans
+def _overview(running: fleet.Fleet, *options: str) -> str:
+    """What the operator's own command says."""
+    command = [sys.executable, "-m", "outrider.cli", "overview", "--control", running.control_address, *options]
+    done = subprocess.run(command, env=python_environment(), capture_output=True, text=True, timeout=30, check=False)
+    if done.returncode:
+        raise BenchError(f"outrider overview failed: {done.stderr.strip()}")
+    return done.stdout
+
+
+def _counted(running: fleet.Fleet, wanted: int, wait_s: float) -> dict[str, Any]:
+    """The control plane's overview, once it has counted all calls or a few seconds have passed."""
+    give_up_at = time.monotonic() + wait_s
+    while True:
+        overview: dict[str, Any] = json.loads(_overview(running, "--json"))
+        counted = sum(agent["requests"] for agent in overview["agents"])
+        if counted >= wanted or time.monotonic() > give_up_at:
+            return overview
+        time.sleep(0.2)
 
 
 def run(options: argparse.Namespace, children: Children) -> int:
@@ -109,25 +127,35 @@ def run(options: argparse.Namespace, children: Children) -> int:
     behaviour = Behaviour(failure_rate=options.failure_rate, speed=speed, concurrency=64)
     begun_at = time.monotonic()
     running = fleet.start(children, options.agents, options.instances, behaviour, options.seed)
-    _say(
-        options, f"agents:   {', '.join(f'{name} ({len(where)} instances)' for name, where in running.agents.items())}"
-    )
-    _say(options, f"sidecars: one beside each caller, ports {', '.join(map(str, running.sidecar_ports))}")
+    shown = list(running.agents)[:8]
+    more = f" and {len(running.agents) - len(shown)} more" if len(running.agents) > len(shown) else ""
+    _say(options, f"control:  {running.control_address}, while this runs: outrider --help")
+    _say(options, f"agents:   {', '.join(shown)}{more}, {options.instances} instances each, registered by themselves")
+    _say(options, f"sidecars: one beside each caller, ports {', '.join(map(str, running.sidecar_ports[:8]))}{more}")
     source = f"{options.trace} at {options.speed:g} x" if options.trace else f"{options.rate:g} calls/s, half repeated"
     _say(options, f"started in {time.monotonic() - begun_at:.1f} s; load for {options.seconds:g} s: {source}")
+    outage = Outage(children, running, options.seconds / 3) if options.outage else None
+    if outage is not None:
+        outage.start()
     callers, elapsed_s = uvloop.run(_load(options, running, behaviour))
-    for child in running.sidecars:
-        child.check()
+    back_s = outage.ended() if outage is not None else None
+    for child in (running.control, *running.sidecars):
+        if child is not None:
+            child.check()
     outcomes = callers.progress.outcomes
     if not outcomes:
         raise BenchError("no call was made: the trace has no arrival in the time given (--seconds, --speed)")
     figures = report.summary(outcomes, running.instances, elapsed_s)
     figures["late_starts"] = callers.progress.late
-    figures["spans"] = _delivered_spans(running, len(outcomes))
+    figures["overview"] = _counted(running, len(outcomes), _COUNTED_S if outage is None else _RESENT_S)
+    if back_s is not None:
+        figures["back_s"] = back_s
+        _say(options, f"the control plane was killed; all sidecars watched it {back_s:.2f} s after its return")
     if options.json:
         print(json.dumps(figures, indent=1))
     else:
-        print(f"\n{report.table(figures)}\nspans delivered to the collector: {figures['spans']}")
+        print(f"\nwhat the callers saw:\n{report.table(figures)}")
+        print(f"\nwhat the control plane saw (outrider overview):\n{_overview(running)}")
         if callers.progress.late:
             print(f"{callers.progress.late} calls started over 100 ms late: this machine is too slow for that load")
     return 0 if figures["all"]["ok"] == figures["all"]["calls"] else 1

@@ -18,6 +18,7 @@ from outrider.v1 import agent_pb2
 
 TIERS = ("llm", "tool", "raw")
 _QUESTIONS = 24
+_ASKED = 3  # agents that one caller asks
 _REPEATED, _STREAMED, _TOOL, _RAW = 0.5, 0.35, 0.15, 0.1
 _TOPICS = ("the invoice of March", "late payments", "the travel policy", "a duplicate entry", "the VAT rate", "refunds")
 
@@ -38,7 +39,8 @@ class PlannedCall:
 def made_up(
     agents: Sequence[str], rate_per_s: float, seconds: float, seed: int, calls: int = 0
 ) -> Iterator[PlannedCall]:
-    """Poisson arrivals at `rate_per_s` over all callers; one caller per agent asks the other agents."""
+    """Poisson arrivals at `rate_per_s` over all callers; one caller per agent asks the agents it works with: the next
+    few after its own."""
     rng = random.Random(seed)
     weights = [1 / (rank + 1) for rank in range(_QUESTIONS)]
     at_s, number = 0.0, 0
@@ -48,7 +50,8 @@ def made_up(
             return
         number += 1
         caller = rng.randrange(len(agents))
-        agent_id = rng.choice([name for name in agents if name != agents[caller]] or agents)
+        asked = [agents[(caller + after) % len(agents)] for after in range(1, min(_ASKED, len(agents) - 1) + 1)]
+        agent_id = rng.choice(asked or agents)
         repeated = rng.random() < _REPEATED
         question = rng.choices(range(_QUESTIONS), weights)[0] if repeated else _QUESTIONS + number
         dice = rng.random()

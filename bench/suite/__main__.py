@@ -1,6 +1,6 @@
 """Runs the suite: `make bench`, or `python -m bench.suite [--quick] [--only SECTION ...] [--rounds N] [--soak]`.
 
-Sections: unary, h2load, streaming, latency, memory, hpack, soak. Ends with the list of what must be reached,
+Sections: unary, h2load, streaming, latency, memory, hpack, control, soak. Ends with the list of what must be reached,
 each PASS or MISS with the figure of this run, and writes everything to bench/out/*.json.
 """
 
@@ -16,13 +16,13 @@ from pathlib import Path
 
 from bench import machine
 from bench.process import BenchError, Children, stop_on_signals
-from bench.suite import h2load, hpack_ratio, latency, memory, required, streaming, targets, unary
+from bench.suite import control, h2load, hpack_ratio, latency, memory, required, streaming, targets, unary
 from bench.suite.report import Verdict
 from bench.suite.required import Results
 from bench.suite.targets import Bed
 from bench.suite.unary import Effort
 
-SECTIONS: tuple[str, ...] = ("unary", "h2load", "streaming", "latency", "memory", "hpack", "soak")
+SECTIONS: tuple[str, ...] = ("unary", "h2load", "streaming", "latency", "memory", "hpack", "control", "soak")
 OUT = Path(__file__).resolve().parent.parent / "out"
 SOAK_CALLS = 500_000
 _SPANS_WHOLE = 0.98
@@ -113,6 +113,7 @@ def _write(results: Results, judged: list[Verdict], notes: list[str], options: a
         "memory": asdict(results.memory),
         "hpack": results.hpack,
         "spans": results.spans,
+        "control": results.control,
         "verdicts": [verdict.json() for verdict in judged],
     }
     path.write_text(json.dumps(document, indent=1), encoding="utf-8")
@@ -130,12 +131,33 @@ def _run(options: argparse.Namespace, children: Children) -> int:
     quick, wanted = options.quick, _wanted(options)
     effort = Effort(options.rounds or (2 if quick else 5), 0.3 if quick else 1.0)
     results = Results()
-    print(f"{_cpu_model()}, load average {machine.load_average():.1f}, {effort.rounds} rounds; starting the proxies")
+    notes: list[str] = []
+    failures: list[str] = []
+    print(f"{_cpu_model()}, load average {machine.load_average():.1f}, {effort.rounds} rounds")
+    if wanted - {"control"}:
+        bed = _run_proxies(options, children, effort, results)
+        notes, failures = bed.notes, bed.failures
+    if "control" in wanted:  # last: it wants the cores for itself
+        children.close()
+        results.control = control.run(quick, min(effort.rounds, 3))
+    judged = required.verdicts(results, options.soak_calls)
+    print("\nwhat must be reached (median of rounds [lowest - highest])")
+    for verdict in judged:
+        print(verdict.text)
+    for note in (*notes, *failures):
+        print(f"NOTE: {note}")
+    print(f"written to {_write(results, judged, notes + failures, options)}")
+    return 1 if failures else 0
+
+
+def _run_proxies(options: argparse.Namespace, children: Children, effort: Effort, results: Results) -> Bed:
+    """The sections that compare proxies, side by side on one bed."""
+    quick, wanted = options.quick, _wanted(options)
+    print("starting the proxies")
     bed = targets.lay(children)
     unary.verify_all(bed)
     for note in bed.notes:
         print(f"NOTE: {note}", flush=True)
-    told = len(bed.notes)
     steps: dict[str, Callable[[Bed, Results, Effort, bool], None]] = {
         "unary": _unary,
         "h2load": _h2load,
@@ -151,14 +173,7 @@ def _run(options: argparse.Namespace, children: Children) -> int:
         memory.soak(bed, options.soak_calls, results.memory)
     unary.verify_all(bed)
     _spans(bed, results)
-    judged = required.verdicts(results, options.soak_calls)
-    print("\nwhat must be reached (median of rounds [lowest - highest])")
-    for verdict in judged:
-        print(verdict.text)
-    for note in (*bed.notes[told:], *bed.failures):
-        print(f"NOTE: {note}")
-    print(f"written to {_write(results, judged, bed.notes + bed.failures, options)}")
-    return 1 if bed.failures else 0
+    return bed
 
 
 def main() -> int:

@@ -1,1 +1,1 @@
-"""The control plane's package. This version has none: sidecars run standalone, with policy from their own file."""
+"""The control plane: policy out, spans in, an operator's API. Never in the path of a call."""

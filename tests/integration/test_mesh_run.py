@@ -44,12 +44,25 @@ def test_every_call_of_a_short_run_succeeds_and_is_told(tmp_path: Path) -> None:
     figures = json.loads(output)
     assert figures["all"]["calls"] > 80
     assert figures["all"]["ok"] == figures["all"]["calls"]
-    assert figures["spans"] >= figures["all"]["calls"], "one span per call reaches the collector"
+    told = {agent["agent_id"]: agent for agent in figures["overview"]["agents"]}
+    for agent_id, seen in figures["agents"].items():
+        assert told[agent_id]["requests"] == seen["calls"], "the control plane counts every call once"
+        assert told[agent_id]["success_rate"] == 1
+        assert told[agent_id]["cost_usd"] > 0, "the simulated model has a price"
     assert figures["hit_rates"]["llm"] > 0.1, "half of the questions repeat"
     assert set(figures["endpoints"]) == {"tax-1", "tax-2", "revenue-1", "revenue-2"}
     assert min(figures["endpoints"].values()) > 0, "all instances are used"
     assert left_of(tmp_path) == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_outage_of_the_control_plane_fails_no_call_and_loses_no_figure(tmp_path: Path) -> None:
+    mesh = start(tmp_path, "--seconds=6", "--outage", "--json")
+    output, errors = mesh.communicate(timeout=110)
+    assert mesh.returncode == 0, output + errors
+    figures = json.loads(output)
+    assert sum(agent["requests"] for agent in figures["overview"]["agents"]) == figures["all"]["calls"]
+    assert left_of(tmp_path) == []
 
 
 def test_a_trace_is_replayed_and_bounded_by_calls(tmp_path: Path) -> None:
@@ -80,7 +93,7 @@ def test_ctrl_c_stops_every_process(tmp_path: Path) -> None:
     for line in mesh.stdout:
         if line.startswith("started in"):
             break
-    assert len(left_of(tmp_path)) >= 7, "two agents twice, a collector, two sidecars"
+    assert len(left_of(tmp_path)) >= 7, "two agents twice, a control plane, two sidecars"
     mesh.send_signal(signal.SIGINT)
     mesh.communicate(timeout=30)
     assert mesh.returncode == 130

@@ -1,0 +1,219 @@
+"""The control plane's settings: one YAML file over the environment, read once at the start.
+
+Always holds: what `load` returns is complete and checked; what is wrong raises ConfigError with file, field and reason,
+and nothing has happened by then. Relative paths in the file are relative to the file's own folder.
+
+Deliberately not here: opening what is named (sockets, stores, certificates), the agents of `agents_file`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from outrider import tree, yaml_file
+from outrider.address import Address, parse_address
+from outrider.defaults import agent_defaults
+from outrider.policy import Agent, PolicyError
+from outrider_control.api.roles import ROLES
+from outrider_control.state.retention import Retention
+
+PRICES = ("input_usd_per_mtok", "output_usd_per_mtok", "cache_read_usd_per_mtok", "cache_write_usd_per_mtok")
+DATABASE = "sqlite:///outrider.db"
+_DAY_S = 86_400
+_YEAR_S = 366 * _DAY_S
+_MAX_PRICE = 1_000_000.0  # dollars per million tokens
+
+
+class ConfigError(ValueError):
+    """Settings that cannot be used. `str()` is one line for people: file, field, reason."""
+
+    def __init__(self, file: str, field: str, reason: str):
+        super().__init__(": ".join(part for part in (file, field, reason) if part))
+        self.file = file
+        self.field = field
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """TLS of the gRPC listener; `client_ca` asks peers for a certificate."""
+
+    cert: Path | None = None
+    key: Path | None = None
+    client_ca: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Auth:
+    """Who may do what without a token."""
+
+    loopback: bool = True  # a peer on loopback without token and certificate is admin; false: refused
+    certificates: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))  # name pattern -> role
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """Which spans are kept: all that failed or were slow, and a share."""
+
+    share: float = 0.01  # of the traces that nothing else speaks for
+    slow_ms: int = 2_000  # slow at least from here on
+    max_per_s: int = 200  # kept at most, on average
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Bounds on what figures are kept apart by; past them there is one series for the rest."""
+
+    max_agents: int = 1_000
+    max_per_agent: int = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything the control plane is told at its start."""
+
+    grpc: Address = Address("127.0.0.1", 7700)
+    http: Address = Address("127.0.0.1", 7701)
+    database: str = DATABASE
+    agents_file: Path | None = None  # applied at the start when its content changed
+    tls: Tls = field(default_factory=Tls)
+    auth: Auth = field(default_factory=Auth)
+    allow_insecure: bool = False  # listeners that other machines reach may go without TLS
+    ports_file: Path | None = None
+    drain_grace_s: float = 5.0
+    spans: Spans = field(default_factory=Spans)
+    series: Series = field(default_factory=Series)
+    retention: Retention = field(default_factory=Retention)
+    prices: Mapping[str, Mapping[str, float]] = field(default_factory=lambda: MappingProxyType({}))  # by model
+    defaults: Agent = field(default_factory=lambda: Agent("defaults"))  # of what an applied policy leaves out
+    source: Path | None = None  # the file, absolute
+
+
+def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
+    """The settings of a file (None: defaults alone); ConfigError where they cannot be used."""
+    try:
+        defaults = agent_defaults(environ)
+    except PolicyError as error:
+        raise ConfigError("environment", error.path, error.reason) from None
+    source = path.absolute() if path is not None else None
+    try:
+        data = yaml_file.read(source) if source is not None else {}
+        return _settings(data, source, defaults)
+    except yaml_file.YamlError as error:
+        raise ConfigError(str(path), error.place, error.reason) from None
+    except PolicyError as error:
+        raise ConfigError(str(path) if path is not None else "defaults", error.path, error.reason) from None
+
+
+def _settings(data: Any, source: Path | None, defaults: Agent) -> Settings:
+    known = [name for name in tree.field_types(Settings) if name not in ("defaults", "source")]
+    fields = dict(tree.section(data, "", known))
+    folder = source.parent if source is not None else Path.cwd()
+    ready: dict[str, Any] = {"defaults": defaults, "source": source}
+    if "prices" in fields:
+        ready["prices"] = _prices(fields["prices"])
+    if "database" in fields:
+        ready["database"] = _database(fields["database"], folder)
+    elif source is not None:
+        ready["database"] = _database(DATABASE, folder)
+    reader = tree.Tree({Address: _address, Path: lambda value, path: _path(value, path, folder)})
+    settings = reader.build(Settings, fields, "", None, ready)
+    _check(settings)
+    return settings
+
+
+def _address(value: Any, path: str) -> Address:
+    text = tree.scalar(str, value, path)
+    try:
+        return parse_address(text, allow_port_zero=True)
+    except ValueError as error:
+        raise PolicyError(path, f"{tree.show(text)} {error}") from None
+
+
+def _path(value: Any, path: str, folder: Path) -> Path:
+    text = tree.scalar(str, value, path)
+    if not text:
+        raise PolicyError(path, "is empty; leave the field out for its default")
+    return folder / Path(text).expanduser()
+
+
+def _database(value: Any, folder: Path) -> str:
+    """A store's URL; a relative SQLite file is made absolute."""
+    text = tree.scalar(str, value, "database")
+    scheme, separator, rest = text.partition("://")
+    if separator and scheme == "sqlite":
+        file = rest.removeprefix("/")
+        if not file or file == ":memory:":
+            raise PolicyError("database", "needs a file: sqlite:///outrider.db")
+        return f"sqlite:///{folder / Path(file).expanduser()}"
+    if separator and scheme in ("postgresql", "postgres"):
+        return text
+    # The text may hold a password: it is not repeated.
+    raise PolicyError("database", "is neither sqlite:///FILE nor postgresql://USER@HOST/NAME")
+
+
+def _prices(value: Any) -> Mapping[str, Mapping[str, float]]:
+    """{model: {input_usd_per_mtok: 3, ...}}"""
+    if not isinstance(value, Mapping):
+        raise PolicyError("prices", f"{tree.show(value)} is not a mapping of models")
+    prices: dict[str, Mapping[str, float]] = {}
+    for model, given in value.items():
+        path = f"prices.{model}"
+        rates = {
+            name: tree.scalar(float, rate, f"{path}.{name}") for name, rate in tree.section(given, path, PRICES).items()
+        }
+        for name, rate in rates.items():
+            _within(rate, 0, _MAX_PRICE, f"{path}.{name}")
+        prices[tree.scalar(str, model, "prices")] = MappingProxyType(rates)
+    return MappingProxyType(prices)
+
+
+def _check(settings: Settings) -> None:
+    tls, spans, series = settings.tls, settings.spans, settings.series
+    if (tls.cert is None) != (tls.key is None):
+        missing, given = ("key", "cert") if tls.key is None else ("cert", "key")
+        raise PolicyError(f"tls.{missing}", f"is missing: {given} is given, and they go together")
+    if tls.client_ca is not None and tls.cert is None:
+        raise PolicyError("tls.client_ca", "needs tls.cert and tls.key: peers are asked for theirs inside TLS")
+    for name in ("cert", "key", "client_ca"):
+        file = getattr(tls, name)
+        if file is not None and not file.is_file():
+            raise PolicyError(f"tls.{name}", f"{str(file)!r} is not a file")
+    for pattern, role in settings.auth.certificates.items():
+        if role not in ROLES:
+            reason = f"{tree.show(role)} is no role; {tree.nearest(role, list(ROLES))}"
+            raise PolicyError(f"auth.certificates.{pattern}", reason)
+    _within(settings.drain_grace_s, 0, _DAY_S, "drain_grace_s")
+    _within(spans.share, 0, 1, "spans.share")
+    _within(spans.slow_ms, 1, 86_400_000, "spans.slow_ms")
+    _within(spans.max_per_s, 1, 100_000, "spans.max_per_s")
+    _within(series.max_agents, 1, 100_000, "series.max_agents")
+    _within(series.max_per_agent, 1, 10_000, "series.max_per_agent")
+    for one in dataclasses.fields(Retention):
+        _within(getattr(settings.retention, one.name), 60, 10 * _YEAR_S, f"retention.{one.name}")
+    _check_listeners(settings)
+
+
+def _check_listeners(settings: Settings) -> None:
+    for path, address in (("grpc", settings.grpc), ("http", settings.http)):
+        if address.resolve:
+            raise PolicyError(path, "has dns: in front, which only an address to dial may have")
+        has_tls = settings.tls.cert is not None and path == "grpc"
+        if not (address.is_loopback or has_tls or settings.allow_insecure):
+            mend = "listen on 127.0.0.1" if path == "http" else "add tls.cert and tls.key"
+            reason = f"{str(address)!r} is open to other machines without TLS: {mend}, or say allow_insecure: true"
+            raise PolicyError(path, reason)
+    if str(settings.grpc) == str(settings.http) and (settings.grpc.is_unix or settings.grpc.port):
+        raise PolicyError("http", f"{str(settings.http)!r} is already grpc")
+    if settings.http.is_unix:
+        raise PolicyError("http", "is a unix socket; it listens on host:port")
+
+
+def _within(value: float, low: float, high: float, path: str) -> None:
+    if not low <= value <= high:
+        raise PolicyError(path, f"{value} is not between {low} and {high}")
