@@ -245,7 +245,7 @@ def _named(field: str, address: str, error: OSError) -> OSError:
     reason = error.strerror or str(error)
     if error.errno == 98:
         reason = "another process is listening there; stop it or choose another port"
-    return OSError(error.errno, f"{field}: {address}: {reason}")
+    return OSError(f"{field}: {address}: {reason}")  # without its number, which is not for people
 
 
 def _write_ports(path: Path, ports: dict[str, int]) -> None:

@@ -1,24 +1,27 @@
 """An agent: answers by repeating the question, a word at a time.
 
 Always holds: it stops working on a call as soon as the caller is gone (cancelled, or the deadline is over); it waits
-when the caller reads slower than it writes. What happens is told on stdout, a JSON object a line.
+when the caller reads slower than it writes. What happens is told on stdout, a JSON object a line. With `--control` (it
+may be repeated) it is registered there for as long as it runs; calls do not depend on that.
 
-Run: python agent.py [--port 9001] [--word-ms 50]
+Run: python agent.py [--port 9001] [--word-ms 50] [--control 127.0.0.1:7700 [--agent-id echo]]
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health  # pyright: ignore[reportAttributeAccessIssue] # not in its stubs
 
+from outrider.registration import AsyncRegistration
 from outrider.v1 import agent_pb2, agent_pb2_grpc
 
 MODEL = "echo"
@@ -89,7 +92,7 @@ class EchoAgent(agent_pb2_grpc.AgentServicer):
         tell("done", method=method, session=session)
 
 
-async def serve(port: int, word_s: float) -> None:
+async def serve(port: int, word_s: float, control: Sequence[str], agent_id: str) -> None:
     server = grpc.aio.server(options=[*MESSAGE_LIMITS, ("grpc.so_reuseport", 0)])  # a port that is taken is an error
     agent_pb2_grpc.add_AgentServicer_to_server(EchoAgent(word_s), server)
     checks = health.HealthServicer()
@@ -101,8 +104,13 @@ async def serve(port: int, word_s: float) -> None:
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    tell("listening", port=bound)
-    await stopped.wait()
+    async with contextlib.AsyncExitStack() as until_stopped:
+        if control:
+            registration = AsyncRegistration(control, agent_id, f"127.0.0.1:{bound}")
+            await until_stopped.enter_async_context(registration)
+        tell("listening", port=bound)
+        await stopped.wait()
+    # Sidecars have heard that it is gone; what is under way is finished.
     await checks.enter_graceful_shutdown()
     await server.stop(GRACE_S)
 
@@ -111,8 +119,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="An agent that repeats the question, a word at a time.")
     parser.add_argument("--port", type=int, default=9001)
     parser.add_argument("--word-ms", type=float, default=50.0)
+    parser.add_argument("--control", action="append", default=[], help="a control plane to register with")
+    parser.add_argument("--agent-id", default="echo", help="what callers name it by")
     options = parser.parse_args()
-    asyncio.run(serve(options.port, options.word_ms / 1000))
+    asyncio.run(serve(options.port, options.word_ms / 1000, options.control, options.agent_id))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Listening: accepts connections on one address and hands their streams to whoever serves them.
 
-Always holds: at most `max_connections` connections, and when they are used up one that carries no stream makes room for
-the next, first of all one that never did; draining tells every peer by GOAWAY and takes no new connection; a socket
+Always holds: at most `max_connections` connections (when they are used up, and `make_room` says so, one that carries no
+stream makes room for the next, first of all one that never did); draining tells every peer by GOAWAY and takes no new connection; a socket
 file somebody listens on is not taken away.
 
 Deliberately not here: what streams are for, TLS files (`tls`), limits of one connection (`limits`).
@@ -43,6 +43,7 @@ class Listener:
         max_connections: int = 4_096,
         max_bytes_paused: int = 256 * 1024,
         goodbye: str = "the server is going away",
+        make_room: bool = True,
     ):
         self._reactor = reactor
         self._front = front
@@ -50,6 +51,7 @@ class Listener:
         self._max_connections = max_connections
         self._max_bytes_paused = max_bytes_paused
         self._goodbye = goodbye
+        self._may_make_room = make_room
         self._server: asyncio.AbstractServer | None = None
         self._shells: dict[Shell, None] = {}  # in the order they came
         self._scheme = b"http"
@@ -125,7 +127,7 @@ class Listener:
     def _make_room(self) -> bool:
         """End a connection without streams: silent ones must not keep everybody else out. The oldest that never had
         one goes first, so that callers who are between two calls stay."""
-        idle = [shell for shell in self._shells if not shell.conn.streams]
+        idle = [shell for shell in self._shells if not shell.conn.streams] if self._may_make_room else []
         if not idle:
             return False
         shell = next((shell for shell in idle if not shell.conn.last_peer_id), idle[0])

@@ -17,6 +17,7 @@ import grpc.aio
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from outrider.policy import PolicyError
+from outrider_control.state import failures
 from outrider_control.state.agents import StaleVersion, UnknownAgent, UnknownVersion
 from outrider_control.state.database import DatabaseError
 from outrider_control.state.tokens import UnknownToken
@@ -27,6 +28,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 _log = logging.getLogger(__name__)
 _DETAILS: Final = "grpc-status-details-bin"
 _TEXT_MAX_CHARS: Final = 2_000  # of `grpc-message`: header lists are bounded
+# What mends by somebody's hand alone: to try again, or at another control plane of the store, is of no use.
+_STANDING: Final = frozenset((failures.FULL, failures.READONLY, failures.CORRUPT, failures.FOREIGN, failures.SCHEMA))
 
 
 class Invalid(ValueError):
@@ -86,6 +89,8 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
             code, text = grpc.StatusCode.ABORTED, _stale(error)
         case Exhausted():
             code, text = grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)
+        case DatabaseError() if error.code in _STANDING:
+            code, text = grpc.StatusCode.FAILED_PRECONDITION, str(error)
         case DatabaseError():
             code, text = grpc.StatusCode.UNAVAILABLE, str(error)
         case _:

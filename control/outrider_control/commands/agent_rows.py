@@ -21,6 +21,12 @@ from outrider.policy import Agent, PolicyError
 
 ROWS_KEY = "agent_configurations"
 _WORDS = {"true": True, "t": True, "1": True, "yes": True, "false": False, "f": False, "0": False, "no": False}
+# Tables often hold the fields of these sections as columns of their own.
+_SECTION_OF = {
+    field: f"{section}."
+    for section in ("optimization", "scaling")
+    for field in tree.field_types(tree.field_types(Agent)[section])
+}
 _MAX_ROWS = 10_000
 _MAX_CELL = 1024 * 1024
 
@@ -96,7 +102,7 @@ def _change(row: Mapping[str, Any], where: str, passed_over: dict[str, None]) ->
     types = tree.field_types(Agent)
     change: dict[str, Any] = {}
     for column, value in row.items():
-        name, dot, rest = str(column).strip().partition(".")
+        name, dot, rest = (_SECTION_OF.get(str(column).strip(), "") + str(column).strip()).partition(".")
         if name not in types:
             passed_over[str(column)] = None
             continue

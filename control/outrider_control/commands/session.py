@@ -162,9 +162,7 @@ def explained(error: OperatorError) -> str:
     status = grpc.StatusCode
     match error.status:
         case status.UNAVAILABLE:
-            if text.startswith("failed to connect"):  # grpcio's words; the cause stands last
-                text = text.rpartition(": ")[2]
-            return f"no control plane answers at {error.address} ({text}): is it running, is --control right?"
+            return _unreachable(error.address, text)
         case status.DEADLINE_EXCEEDED:
             return f"the control plane at {error.address} did not answer in time: try again, or give --timeout"
         case status.UNAUTHENTICATED:
@@ -176,6 +174,23 @@ def explained(error: OperatorError) -> str:
         case status.ABORTED | status.NOT_FOUND | status.INVALID_ARGUMENT | status.FAILED_PRECONDITION:
             return text
     return f"the control plane at {error.address} failed: {error.status.name}: {text}"
+
+
+def _unreachable(address: str, text: str) -> str:
+    """Why nobody answers: from grpcio's words, in which the cause stands last."""
+    if not text.startswith("failed to connect"):
+        return f"no control plane answers at {address} ({text}): is it running, is --control right?"
+    cause = text.removesuffix(": OK").rpartition(": ")[2]
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return f"the control plane's certificate at {address} is not trusted ({cause}): name its authority by --ca"
+    if "handshake failed" in text:
+        return f"no TLS with {address} ({cause}): does it speak TLS, are --ca, --cert and --key right?"
+    if "Socket closed" in cause or "reset by peer" in cause:
+        return (
+            f"{address} closes the connection ({cause}): is it a control plane, "
+            "does it ask for TLS (--ca) or for a certificate it knows (--cert, --key)?"
+        )
+    return f"no control plane answers at {address} ({cause}): is it running, is --control right?"
 
 
 def add_actions(parser: Any, title: str = "what to do") -> Any:

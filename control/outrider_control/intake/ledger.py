@@ -108,6 +108,7 @@ class Ledger:
         self._pending_bytes = 0
         self._sequences: dict[str, int] = {}
         self._lost: dict[str, int] = {}
+        self._postponed = False  # what is lost could not be written by itself
         self._writer: asyncio.Task[None] | None = None
         self._closed = False
         self.series = 0  # distinct ones held
@@ -173,10 +174,11 @@ class Ledger:
 
     def _wrote(self, _: asyncio.Task[None]) -> None:
         self._writer = None
-        if self._pending:
-            self._wake()
+        if self._pending or (self._lost and not self._postponed):
+            self._wake()  # came after the writer's last look
 
     async def _write(self) -> None:
+        self._postponed = False
         while self._pending or self._lost:
             group = self._next_group()
             lost, self._lost = self._lost, {}
@@ -190,7 +192,8 @@ class Ledger:
                 if not isinstance(error, Exception):
                     raise
                 if not group:
-                    return  # lost spans alone: with the next batch
+                    self._postponed = True  # lost spans alone: with the next batch
+                    return
                 continue
             self._release(group)
             self._acknowledge(group, outcome)

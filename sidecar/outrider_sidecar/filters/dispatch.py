@@ -144,7 +144,7 @@ class Pool:
                 return None  # every breaker is open
             denied.append(endpoint)
             avoid = [*call.tried, *denied]
-        if self._several:
+        if self._several and not call.tried:  # of the first attempt: what is left to a later one says less
             call.compared = self.balancer.compared()
         attempt = Attempt(call, endpoint)
         attempt.grant = grant

@@ -63,6 +63,17 @@ def test_csv_rows_with_columns_by_field() -> None:
     assert rows.passed_over == ("id",)
 
 
+def test_fields_of_optimization_and_scaling_may_be_columns_of_their_own() -> None:
+    rows = read_rows(b"agent_id,cache_enabled,max_instances\na,true,7\nb,,\n", True)
+    assert rows.changes == (
+        {"agent_id": "a", "optimization": {"cache_enabled": True}, "scaling": {"max_instances": 7}},
+        {"agent_id": "b"},
+    )
+    assert rows.passed_over == ()
+    with pytest.raises(PolicyError, match="cache_enabled"):
+        read_rows(b"agent_id,cache_enabled\na,maybe\n", True)
+
+
 def test_csv_rows_with_columns_of_json() -> None:
     out = io.StringIO()
     writer = csv.writer(out)
