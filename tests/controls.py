@@ -108,7 +108,13 @@ class Control:
     def apply(self, *agents: Mapping[str, Any], reason: str = "test") -> Any:
         """Put agents in force by `outrider agents apply`."""
         return self.json(
-            "agents", "apply", "-f", "-", "--reason", reason, stdin=yaml.safe_dump({"agents": [dict(a) for a in agents]})
+            "agents",
+            "apply",
+            "-f",
+            "-",
+            "--reason",
+            reason,
+            stdin=yaml.safe_dump({"agents": [dict(a) for a in agents]}),
         )
 
     def requests(self, agent_id: str = "") -> int:

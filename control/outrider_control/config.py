@@ -16,9 +16,10 @@ from types import MappingProxyType
 from typing import Any
 
 from outrider import tree, yaml_file
-from outrider.address import Address, parse_address
+from outrider.address import Address
 from outrider.defaults import agent_defaults
 from outrider.policy import Agent, PolicyError
+from outrider.settings import ConfigError, check_file, check_listener, check_pair, reader, within
 from outrider_control.api.roles import ROLES
 from outrider_control.state.retention import Retention
 
@@ -27,16 +28,6 @@ DATABASE = "sqlite:///outrider.db"
 _DAY_S = 86_400
 _YEAR_S = 366 * _DAY_S
 _MAX_PRICE = 1_000_000.0  # dollars per million tokens
-
-
-class ConfigError(ValueError):
-    """Settings that cannot be used. `str()` is one line for people: file, field, reason."""
-
-    def __init__(self, file: str, field: str, reason: str):
-        super().__init__(": ".join(part for part in (file, field, reason) if part))
-        self.file = file
-        self.field = field
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,25 +112,9 @@ def _settings(data: Any, source: Path | None, defaults: Agent) -> Settings:
         ready["database"] = _database(fields["database"], folder)
     elif source is not None:
         ready["database"] = _database(DATABASE, folder)
-    reader = tree.Tree({Address: _address, Path: lambda value, path: _path(value, path, folder)})
-    settings = reader.build(Settings, fields, "", None, ready)
+    settings = reader(folder).build(Settings, fields, "", None, ready)
     _check(settings)
     return settings
-
-
-def _address(value: Any, path: str) -> Address:
-    text = tree.scalar(str, value, path)
-    try:
-        return parse_address(text, allow_port_zero=True)
-    except ValueError as error:
-        raise PolicyError(path, f"{tree.show(text)} {error}") from None
-
-
-def _path(value: Any, path: str, folder: Path) -> Path:
-    text = tree.scalar(str, value, path)
-    if not text:
-        raise PolicyError(path, "is empty; leave the field out for its default")
-    return folder / Path(text).expanduser()
 
 
 def _database(value: Any, folder: Path) -> str:
@@ -168,52 +143,38 @@ def _prices(value: Any) -> Mapping[str, Mapping[str, float]]:
             name: tree.scalar(float, rate, f"{path}.{name}") for name, rate in tree.section(given, path, PRICES).items()
         }
         for name, rate in rates.items():
-            _within(rate, 0, _MAX_PRICE, f"{path}.{name}")
+            within(rate, 0, _MAX_PRICE, f"{path}.{name}")
         prices[tree.scalar(str, model, "prices")] = MappingProxyType(rates)
     return MappingProxyType(prices)
 
 
 def _check(settings: Settings) -> None:
     tls, spans, series = settings.tls, settings.spans, settings.series
-    if (tls.cert is None) != (tls.key is None):
-        missing, given = ("key", "cert") if tls.key is None else ("cert", "key")
-        raise PolicyError(f"tls.{missing}", f"is missing: {given} is given, and they go together")
+    check_pair(tls.cert, tls.key, "tls")
     if tls.client_ca is not None and tls.cert is None:
         raise PolicyError("tls.client_ca", "needs tls.cert and tls.key: peers are asked for theirs inside TLS")
     for name in ("cert", "key", "client_ca"):
-        file = getattr(tls, name)
-        if file is not None and not file.is_file():
-            raise PolicyError(f"tls.{name}", f"{str(file)!r} is not a file")
+        check_file(getattr(tls, name), f"tls.{name}")
     for pattern, role in settings.auth.certificates.items():
         if role not in ROLES:
             reason = f"{tree.show(role)} is no role; {tree.nearest(role, list(ROLES))}"
             raise PolicyError(f"auth.certificates.{pattern}", reason)
-    _within(settings.drain_grace_s, 0, _DAY_S, "drain_grace_s")
-    _within(spans.share, 0, 1, "spans.share")
-    _within(spans.slow_ms, 1, 86_400_000, "spans.slow_ms")
-    _within(spans.max_per_s, 1, 100_000, "spans.max_per_s")
-    _within(series.max_agents, 1, 100_000, "series.max_agents")
-    _within(series.max_per_agent, 1, 10_000, "series.max_per_agent")
+    within(settings.drain_grace_s, 0, _DAY_S, "drain_grace_s")
+    within(spans.share, 0, 1, "spans.share")
+    within(spans.slow_ms, 1, 86_400_000, "spans.slow_ms")
+    within(spans.max_per_s, 1, 100_000, "spans.max_per_s")
+    within(series.max_agents, 1, 100_000, "series.max_agents")
+    within(series.max_per_agent, 1, 10_000, "series.max_per_agent")
     for one in dataclasses.fields(Retention):
-        _within(getattr(settings.retention, one.name), 60, 10 * _YEAR_S, f"retention.{one.name}")
+        within(getattr(settings.retention, one.name), 60, 10 * _YEAR_S, f"retention.{one.name}")
     _check_listeners(settings)
 
 
 def _check_listeners(settings: Settings) -> None:
-    for path, address in (("grpc", settings.grpc), ("http", settings.http)):
-        if address.resolve:
-            raise PolicyError(path, "has dns: in front, which only an address to dial may have")
-        has_tls = settings.tls.cert is not None and path == "grpc"
-        if not (address.is_loopback or has_tls or settings.allow_insecure):
-            mend = "listen on 127.0.0.1" if path == "http" else "add tls.cert and tls.key"
-            reason = f"{str(address)!r} is open to other machines without TLS: {mend}, or say allow_insecure: true"
-            raise PolicyError(path, reason)
+    insecure = settings.allow_insecure
+    check_listener(settings.grpc, "grpc", settings.tls.cert is not None, True, insecure)
+    check_listener(settings.http, "http", False, False, insecure)
     if str(settings.grpc) == str(settings.http) and (settings.grpc.is_unix or settings.grpc.port):
         raise PolicyError("http", f"{str(settings.http)!r} is already grpc")
     if settings.http.is_unix:
         raise PolicyError("http", "is a unix socket; it listens on host:port")
-
-
-def _within(value: float, low: float, high: float, path: str) -> None:
-    if not low <= value <= high:
-        raise PolicyError(path, f"{value} is not between {low} and {high}")

@@ -1,8 +1,8 @@
 """Listening: accepts connections on one address and hands their streams to whoever serves them.
 
 Always holds: at most `max_connections` connections (when they are used up, and `make_room` says so, one that carries no
-stream makes room for the next, first of all one that never did); draining tells every peer by GOAWAY and takes no new connection; a socket
-file somebody listens on is not taken away.
+stream makes room for the next, first of all one that never did); draining tells every peer by GOAWAY and takes no new
+connection; a socket file somebody listens on is not taken away.
 
 Deliberately not here: what streams are for, TLS files (`tls`), limits of one connection (`limits`).
 """

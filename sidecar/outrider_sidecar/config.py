@@ -17,10 +17,11 @@ from types import MappingProxyType
 from typing import Any
 
 from outrider import tree, yaml_file
-from outrider.address import Address, parse_address
+from outrider.address import Address
 from outrider.defaults import agent_defaults
 from outrider.policy import Agent, EndpointPolicy, Policy, PolicyError
 from outrider.policy_parse import policy_from_mapping, validate
+from outrider.settings import ConfigError, check_file, check_listener, check_pair, file_path, reader, within
 from outrider_sidecar import environment
 from outrider_sidecar.environment import Telemetry
 
@@ -30,16 +31,6 @@ _MAX_WAIT_S = 86_400.0
 _EVERYWHERE = ("0.0.0.0", "::")
 _SECRETS = ("headers", "control_token")
 _NOT_IN_FILE = ("policy", "notes", "source", "control_token")
-
-
-class ConfigError(ValueError):
-    """Settings that cannot be used. `str()` is one line for people: file, field, reason."""
-
-    def __init__(self, file: str, field: str, reason: str):
-        super().__init__(": ".join(part for part in (file, field, reason) if part))
-        self.file = file
-        self.field = field
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,18 +146,9 @@ def _settings(
             otlp, otlp_tls = _otlp(given["otlp"], "telemetry.otlp")
             telemetry = dataclasses.replace(telemetry, otlp=otlp, otlp_tls=otlp_tls)
     ready["telemetry"] = telemetry
-    reader = tree.Tree({Address: _address, Path: lambda value, path: _path(value, path, folder)})
-    settings = reader.build(Settings, fields, "", None, ready)
+    settings = reader(folder).build(Settings, fields, "", None, ready)
     _check(settings)
     return dataclasses.replace(settings, notes=(*notes, *_warnings(settings)))
-
-
-def _address(value: Any, path: str) -> Address:
-    text = tree.scalar(str, value, path)
-    try:
-        return parse_address(text, allow_port_zero=True)
-    except ValueError as error:
-        raise PolicyError(path, f"{tree.show(text)} {error}") from None
 
 
 def _otlp(value: Any, path: str) -> tuple[Address | None, bool]:
@@ -179,17 +161,10 @@ def _otlp(value: Any, path: str) -> tuple[Address | None, bool]:
         raise PolicyError(path, f"{tree.show(text)} {error}") from None
 
 
-def _path(value: Any, path: str, folder: Path) -> Path:
-    text = tree.scalar(str, value, path)
-    if not text:
-        raise PolicyError(path, "is empty; leave the field out for its default")
-    return folder / Path(text).expanduser()
-
-
 def _access_log(value: Any, folder: Path) -> str:
     if isinstance(value, bool):
         return STDOUT if value else ""
-    return STDOUT if value == STDOUT else str(_path(value, "access_log", folder))
+    return STDOUT if value == STDOUT else str(file_path(value, "access_log", folder))
 
 
 def _check(settings: Settings) -> None:
@@ -201,20 +176,19 @@ def _check(settings: Settings) -> None:
         ("idle_timeout_s", 0, _MAX_WAIT_S),
         ("max_age_s", 0, _MAX_WAIT_S),
     ):
-        _within(getattr(limits, name), low, high, f"limits.{name}")
-    _within(settings.drain_grace_s, 0, _MAX_WAIT_S, "drain_grace_s")
-    _check_pair(tls.cert, tls.key, "tls")
+        within(getattr(limits, name), low, high, f"limits.{name}")
+    within(settings.drain_grace_s, 0, _MAX_WAIT_S, "drain_grace_s")
+    check_pair(tls.cert, tls.key, "tls")
     if tls.client_ca is not None and tls.cert is None:
         raise PolicyError("tls.client_ca", "needs tls.cert and tls.key: callers are asked for theirs inside TLS")
     files = {"tls.cert": tls.cert, "tls.key": tls.key, "tls.client_ca": tls.client_ca}
     files["control_token_file"] = settings.control_token_file
     if tls.upstream is not None:
         upstream = tls.upstream
-        _check_pair(upstream.cert, upstream.key, "tls.upstream")
+        check_pair(upstream.cert, upstream.key, "tls.upstream")
         files |= {f"tls.upstream.{name}": getattr(upstream, name) for name in ("ca", "cert", "key")}
     for field_path, file in files.items():
-        if file is not None and not file.is_file():
-            raise PolicyError(field_path, f"{str(file)!r} is not a file")
+        check_file(file, field_path)
     _check_addresses(settings)
     default_agent, agents = settings.policy.default_agent, settings.policy.agents
     if default_agent and default_agent not in agents and not settings.control:
@@ -234,23 +208,19 @@ def _check_addresses(settings: Settings) -> None:
             raise PolicyError(path, "has port 0, which only a listener may have")
     seen: dict[str, str] = {}
     for path, address in listeners.items():
-        if address.resolve:
-            raise PolicyError(path, "has dns: in front, which only an address to dial may have")
+        may_have_tls = path != "admin"
+        has_tls = settings.tls.cert is not None and may_have_tls
+        check_listener(address, path, has_tls, may_have_tls, settings.allow_insecure)
         name = str(address)
         if name in seen and (address.is_unix or address.port):
             raise PolicyError(path, f"{name!r} is already {seen[name]}")
         seen[name] = path
-        has_tls = settings.tls.cert is not None and path != "admin"
-        if not (address.is_loopback or has_tls or settings.allow_insecure):
-            mend = "listen on 127.0.0.1" if path == "admin" else "add tls.cert and tls.key"
-            reason = f"{name!r} is open to other machines without TLS: {mend}, or say allow_insecure: true"
-            raise PolicyError(path, reason)
 
 
 def _check_ingress(settings: Settings, ingress: Ingress) -> None:
     if not ingress.agent_id:
         raise PolicyError("ingress.agent_id", "is empty")
-    _within(ingress.capacity, 0, 1_000_000, "ingress.capacity")
+    within(ingress.capacity, 0, 1_000_000, "ingress.capacity")
     advertise = ingress.advertise
     if advertise is not None and not advertise.is_unix and advertise.port == 0:
         raise PolicyError("ingress.advertise", "has port 0, which nobody can dial")
@@ -274,17 +244,6 @@ def _warnings(settings: Settings) -> tuple[str, ...]:
     if not (has_token and clear and exposed):
         return ()
     return (f"control: the token goes to {', '.join(exposed)} in the clear; say control_tls: true",)
-
-
-def _check_pair(cert: Path | None, key: Path | None, path: str) -> None:
-    if (cert is None) != (key is None):
-        missing, given = ("key", "cert") if key is None else ("cert", "key")
-        raise PolicyError(f"{path}.{missing}", f"is missing: {given} is given, and they go together")
-
-
-def _within(value: float, low: float, high: float, path: str) -> None:
-    if not low <= value <= high:
-        raise PolicyError(path, f"{value} is not between {low} and {high}")
 
 
 def _plain(value: Any) -> Any:

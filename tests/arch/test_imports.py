@@ -11,8 +11,9 @@ from tests.arch.source import OURS, ROOT, SOURCE_ROOTS, Module, inside, modules
 
 SIDECAR = "outrider_sidecar"
 CONTROL = "outrider_control"
+PARTS = ("core", "state", "publish", "intake")  # of the control plane, below its services
 CONTRACT = ("outrider.policy", "outrider.address")
-READING = ("outrider.policy_parse", "outrider.tree", "outrider.defaults", "outrider.yaml_file")
+READING = tuple(f"outrider.{name}" for name in ("policy_parse", "tree", "defaults", "settings", "yaml_file"))
 
 # From the bottom up: a layer imports itself and what stands before it, never what stands after it.
 LAYERS = ("outrider_http2", *(f"{SIDECAR}.{name}" for name in ("core", "engines", "filters", "stack", "edge", "app")))
@@ -45,13 +46,16 @@ ALLOWED = {
     f"{CONTROL}.state": (*CONTRACT, *READING, f"{CONTROL}.core"),
     f"{CONTROL}.publish": ("outrider", f"{CONTROL}.core", f"{CONTROL}.state"),
     f"{CONTROL}.intake": (*CONTRACT, f"{CONTROL}.core", f"{CONTROL}.state"),
-    f"{CONTROL}.api": ("outrider", *(f"{CONTROL}.{name}" for name in ("core", "state", "publish", "intake"))),
+    f"{CONTROL}.api": ("outrider", *(f"{CONTROL}.{name}" for name in PARTS)),
     # Over the operator's API alone, but for what works on a store or a configuration that nobody serves.
     f"{CONTROL}.commands": ("outrider", f"{CONTROL}.state", f"{CONTROL}.config"),
     f"{CONTROL}.config": (*CONTRACT, *READING, f"{CONTROL}.state", f"{CONTROL}.api"),
     f"{CONTROL}.http": (),
     f"{CONTROL}.agents_file": (*CONTRACT, *READING, f"{CONTROL}.config", f"{CONTROL}.state"),
-    f"{CONTROL}.chores": ("outrider", *(f"{CONTROL}.{name}" for name in ("config", "core", "state", "publish", "intake"))),
+    f"{CONTROL}.chores": (
+        "outrider",
+        *(f"{CONTROL}.{name}" for name in ("config", "core", "state", "publish", "intake")),
+    ),
     f"{CONTROL}.status": ("outrider", CONTROL),
     f"{CONTROL}.app": ("outrider", CONTROL, "outrider_http2"),
     f"{CONTROL}.__main__": (f"{CONTROL}.app",),

@@ -81,9 +81,7 @@ def test_a_purge_reaches_every_sidecar(control: Control, mesh: Mesh, sidecar: Si
     eventually(lambda: holds(sidecar, "cached"), "the agent reaches the sidecar")
     with channel_to(sidecar.target) as channel:
         cached_calls = Calls(channel, [("x-agent-id", "cached")])
-        verdicts = []
-        for _ in range(2):
-            verdicts.append(dict(cached_calls.unary(b"the same").trailing_metadata())["x-outrider-cache"])
+        verdicts = [dict(cached_calls.unary(b"the same").trailing_metadata())["x-outrider-cache"] for _ in range(2)]
         assert verdicts == ["miss", "hit"]
         purged = control.json("cache", "purge", "--agent", "cached", "--reason", "erasure request")
         assert purged["confirmed"] == purged["sidecars"] >= 1

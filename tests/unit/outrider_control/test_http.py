@@ -17,7 +17,9 @@ class Told:
         self.problem = ""
         self.web = Web(lambda: self.problem, lambda: self.families)
         self.families = [
-            Family("outrider_control_intake_spans", "counter", "Spans.", ("outcome",), {("accepted",): 7, ("late",): 1}),
+            Family(
+                "outrider_control_intake_spans", "counter", "Spans.", ("outcome",), {("accepted",): 7, ("late",): 1}
+            ),
             Family("outrider_control_sidecars", "gauge", "Sidecars connected.", (), {(): 51}),
         ]
 
