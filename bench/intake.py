@@ -27,6 +27,7 @@ import uvloop
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from bench import machine
+from outrider import heap
 from outrider_control.intake.fold import Fold
 from outrider_control.intake.forward import PATHS
 from outrider_control.intake.ledger import Ledger
@@ -136,6 +137,7 @@ class Receiver:
         await self.ledger.start()
         await self.intake.start()
         self._folding = asyncio.create_task(self._fold.run(lambda: True))
+        heap.settle()  # as the program does
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -28,7 +28,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health  # pyright: ignore[reportAttributeAccessIssue] # not in its stubs
 
-from outrider import __version__
+from outrider import __version__, heap
 from outrider_control import agents_file, config
 from outrider_control.api import auth
 from outrider_control.api.operator_service import OperatorService, add_reflection
@@ -267,9 +267,7 @@ async def serve(settings: config.Settings) -> int:
         task.add_done_callback(reloads.discard)
 
     await control.start()
-    # What is there now stays for good (modules, schemas, prices): no collection needs to look at it again.
-    gc.collect()
-    gc.freeze()
+    heap.settle()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, control.request_stop)
     loop.add_signal_handler(signal.SIGHUP, reload)

@@ -10,6 +10,7 @@ Always holds: a command that cannot be loaded breaks only itself. Exit code 2: t
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points
@@ -25,6 +26,7 @@ Command = Callable[[list[str]], int]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the subcommand that the first argument names."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else grpcio's own lines come before a command's one
     commands = {point.name: point for point in sorted(entry_points(group=GROUP), key=lambda point: point.name)}
     if not given or given[0] in ("-h", "--help", "help"):
         print(_help(commands))

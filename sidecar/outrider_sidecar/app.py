@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import random
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from outrider import __version__
+from outrider import __version__, heap
 from outrider.policy import Policy
 from outrider_http2.limits import Limits
 from outrider_http2.shell import Reactor, clock
@@ -373,10 +372,7 @@ async def serve(settings: config.Settings) -> int:
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, sidecar.request_stop)
     loop.add_signal_handler(signal.SIGHUP, sidecar.on_hangup)
-    # What exists now lives as long as the process: the collector need not look at it again.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
+    heap.settle()
     await sidecar.run_until_stopped()
     return 0
 

@@ -155,8 +155,8 @@ def _load(seen: AgentState) -> Iterator[Reason]:
 
 def _sidecars(sidecars: Sequence[SidecarState]) -> Iterator[Reason]:
     for sidecar in [one for one in sidecars if one.refusals][:_SHOWN]:
-        text = f"sidecar {sidecar.name} refuses its policy and keeps the one before: {sidecar.refusals[0]}; mend it"
-        yield Reason(DEGRADED, f"{text} and apply again, or roll back")
+        text = f"sidecar {sidecar.name} refuses what it was sent and keeps the one before: {sidecar.refusals[0]};"
+        yield Reason(DEGRADED, f"{text} mend the policy and apply again, roll back, or bring the sidecar up to date")
     connected = [one for one in sidecars if one.connected]
     late = [one.name for one in connected if one.behind and one.silent_ms > LATE_MS and not one.refusals]
     if late:

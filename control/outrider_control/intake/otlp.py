@@ -233,6 +233,10 @@ class SpanReader:
                         values[slot] = data[at + 3] & 0x7F
                     elif shape == 0x18 and at + 5 == position and data[at + 3] >= 0x80 > data[at + 4]:
                         values[slot] = data[at + 3] & 0x7F | (data[at + 4] & 0x7F) << 7
+                    elif (
+                        shape == 0x18 and at + 6 == position and min(data[at + 3], data[at + 4]) >= 0x80 > data[at + 5]
+                    ):
+                        values[slot] = data[at + 3] & 0x7F | (data[at + 4] & 0x7F) << 7 | data[at + 5] << 14
                     else:
                         self._attribute(data[begin:position], values)
                 else:
