@@ -82,7 +82,7 @@ async def test_sidecars_come_go_refuse_and_report(plane: Plane) -> None:
         assert record.load.agents[0].in_flight == 3
         health = await plane.call("GetAgentHealth", operator_pb2.GetAgentHealthRequest(agent_id="a"))
         assert health.state == "degraded"
-        assert "sidecar node-of-sidecar-1 refuses its policy" in health.reasons[0].text
+        assert "sidecar node-of-sidecar-1 refuses what it was sent" in health.reasons[0].text
         assert "version 2: endpoints: no" in health.reasons[0].text
 
     async def gone() -> bool:
