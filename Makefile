@@ -1,5 +1,5 @@
 # Every target does its own set-up: a machine needs Python 3.11 or newer, make and a package index, no more.
-# Overridable: PYTHON=python3.12, ARGS="..." (passed on to the program that the target runs), NO_COMPILER="as asked"
+# Overridable: PYTHON=python3.12, JOBS=4 (tests at once), ARGS="..." (passed on to the program that the target runs), NO_COMPILER="as asked"
 # (runs the data path interpreted although it could be compiled).
 
 SHELL := /bin/sh
@@ -26,6 +26,9 @@ NO_COMPILER := $(shell "$(PYTHON)" -c 'import os, shlex, shutil, sysconfig as s;
 # In front of a program's name: it and every sidecar it starts run compiled, where that can be.
 COMPILED := $(if $(NO_COMPILER),,PYTHONPATH="$(CURDIR)/$(NATIVE)")
 COMPILED_READY := $(if $(NO_COMPILER),.interpreted,$(NATIVE_READY))
+# Tests of one file stay in one process: what they share is started once. JOBS=0: all in one, as a debugger needs it.
+JOBS ?= 2
+PARALLEL := $(if $(filter-out 0,$(JOBS)),-n $(JOBS) --dist loadfile)
 NATIVE_TESTS := tests/unit/outrider_http2 tests/unit/outrider_sidecar tests/conformance tests/integration
 
 .PHONY: help run test test-native native .interpreted check format lint types imports stubs bench protos fmt clean
@@ -37,10 +40,10 @@ run: $(VENV)/.ready $(COMPILED_READY) ## a mesh of simulated agents under load, 
 	$(COMPILED) $(RUN) -m bench.mesh $(if $(AGENTS),--agents "$(AGENTS)") $(if $(TRACE),--trace "$(TRACE)") $(if $(SPEED),--speed "$(SPEED)") $(ARGS)
 
 test: $(VENV)/.ready ## all tests; ARGS="tests/unit -k hpack" for some
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest $(PARALLEL) $(ARGS)
 
 test-native: native ## the data path's tests on the compiled modules
-	PYTHONPATH="$(CURDIR)/$(NATIVE)" $(RUN) -m pytest -o pythonpath=. $(or $(ARGS),$(NATIVE_TESTS))
+	PYTHONPATH="$(CURDIR)/$(NATIVE)" $(RUN) -m pytest -o pythonpath=. $(PARALLEL) $(or $(ARGS),$(NATIVE_TESTS))
 
 native: $(NATIVE_READY) ## compile the data path with mypyc into build/native: about a minute; needs a C compiler
 
