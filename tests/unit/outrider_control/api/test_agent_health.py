@@ -106,7 +106,11 @@ def sidecar(**fields: Any) -> SidecarState:
 @pytest.mark.parametrize(
     ("one", "text", "severity"),
     [
-        (sidecar(refusals=("version 4: hedge.enabled: no",)), "version 4: hedge.enabled: no; mend it", "degraded"),
+        (
+            sidecar(refusals=("version 4: hedge.enabled: no",)),
+            "version 4: hedge.enabled: no; mend the policy",
+            "degraded",
+        ),
         (sidecar(behind=2, silent_ms=60_000), "node-1 took no update for 30 s", "degraded"),
         (sidecar(connected=False), "beside it is not connected", "degraded"),
         (sidecar(connected=False, beside=False), "no sidecar is connected", "info"),

@@ -175,10 +175,9 @@ def test_the_limits_suit_long_silent_streams() -> None:
     assert 0 < LIMITS.idle_timeout_s
 
 
-def test_the_socket_is_for_this_user_alone(tmp_path: Path) -> None:
-    place = SocketFile(tmp_path)
+def test_the_socket_is_for_this_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = SocketFile()
     folder = Path(place.path).parent
-    assert folder.parent == tmp_path
     assert folder.stat().st_mode & 0o777 == 0o700
     Path(place.path).touch(0o666)
     place.protect()
@@ -190,4 +189,9 @@ def test_the_socket_is_for_this_user_alone(tmp_path: Path) -> None:
     deep.mkdir()
     with pytest.raises(OSError, match="longer than 107 bytes"):
         SocketFile(deep)
+    assert list(deep.iterdir()) == []
+    monkeypatch.setattr("tempfile.tempdir", str(deep))
+    elsewhere = SocketFile()
+    assert Path(elsewhere.path).parent.stat().st_mode & 0o777 == 0o700
+    elsewhere.remove()
     assert list(deep.iterdir()) == []
