@@ -57,7 +57,9 @@ class Outage:
         with Operator(self._running.control_address) as operator:
             while True:
                 try:
-                    connected = sum(sidecar.connected for sidecar in operator.list_sidecars().sidecars)
+                    served_by = operator.get_status().instance_id  # not what the one that was killed left in the store
+                    found = operator.list_sidecars().sidecars
+                    connected = sum(one.connected and one.control_id == served_by for one in found)
                 except OperatorError:
                     connected = 0
                 self.back_s = time.monotonic() - returned_at
