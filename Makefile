@@ -1,6 +1,6 @@
 # Every target does its own set-up: a machine needs Python 3.11 or newer, make and a package index, no more.
-# Overridable: PYTHON=python3.12, JOBS=4 (tests at once), ARGS="..." (passed on to the program that the target runs), NO_COMPILER="as asked"
-# (runs the data path interpreted although it could be compiled).
+# Overridable: PYTHON=python3.12, JOBS=4 (tests at once), ARGS="..." (passed on to the program that the target runs),
+# NO_COMPILER="as asked" (runs the data path interpreted although it could be compiled).
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help

@@ -2,8 +2,8 @@
 
 `python -m bench.intake [--json] [--spans N]`. The receiver is one process pinned to one core: read alone (beside
 walking the generated protobuf classes), read to samples with tail rules and prices, to the store without gRPC, and the
-whole from a gRPC client in a process of its own on another core. Prints spans per second of the receiver's CPU time
-and of wall time, and how far resident memory grew over the second half of the spans sent.
+whole from a gRPC client in a process of its own on another core, through the guard. Prints spans per second of the
+receiver's CPU time and of wall time, and how far resident memory grew over the second half of the spans sent.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from bench import machine
 from outrider import heap
+from outrider_control.guard.listener import BACKEND_OPTIONS, Guard, guard_reactor
 from outrider_control.intake.fold import Fold
 from outrider_control.intake.forward import PATHS
 from outrider_control.intake.ledger import Ledger
@@ -201,26 +202,40 @@ async def storing(count: int) -> dict[str, float]:
 
 
 async def receiving(count: int) -> dict[str, float]:
-    """The whole, from a client in another process."""
+    """The whole, from a client in another process, through the guard as in production."""
+    loop = asyncio.get_running_loop()
     with tempfile.TemporaryDirectory() as folder:
         async with Receiver(Path(folder)) as receiver:
-            server = grpc.aio.server(options=[("grpc.max_receive_message_length", REQUEST_MAX_BYTES)])
+            path = f"{folder}/grpc.sock"
+            options = [("grpc.max_receive_message_length", REQUEST_MAX_BYTES), *BACKEND_OPTIONS]
+            server = grpc.aio.server(options=options)
             receiver.intake.add_to(server)
-            port = server.add_insecure_port("127.0.0.1:0")
+            server.add_insecure_port(f"unix:{path}")
             await server.start()
-            meter, figures, sent = Meter(), {}, 0
-            for half in range(2):
-                command = (sys.executable, "-m", "bench.intake", "--client", str(port), "--spans", str(count // 2))
-                child = await asyncio.create_subprocess_exec(*command, "--seed", str(half), stdout=subprocess.PIPE)
-                assert child.stdout is not None
-                await child.stdout.readline()  # its spans are made; now it sends
-                meter.start()
-                sent = int(await child.stdout.readline())
-                figures = meter.figures("received", sent)
-                await child.wait()
-            figures["received_missing"] = 2 * sent - receiver.intake.counts["accepted"]
+            reactor = guard_reactor(loop)
+            guard = Guard(reactor, path)
+            await guard.open(("127.0.0.1", 0))
+            figures = await _sent(guard.port, count)
+            figures["received_missing"] = 2 * figures["received_spans"] - receiver.intake.counts["accepted"]
+            await guard.close()
+            await reactor.close()
             await server.stop(1)
             return figures
+
+
+async def _sent(port: int, count: int) -> dict[str, float]:
+    """Two halves by a client each; the figures of the second."""
+    meter, figures = Meter(), {}
+    for half in range(2):
+        command = (sys.executable, "-m", "bench.intake", "--client", str(port), "--spans", str(count // 2))
+        child = await asyncio.create_subprocess_exec(*command, "--seed", str(half), stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        await child.stdout.readline()  # its spans are made; now it sends
+        meter.start()
+        sent = int(await child.stdout.readline())
+        figures = meter.figures("received", sent)
+        await child.wait()
+    return figures
 
 
 async def client(port: int, count: int, seed: int) -> None:

@@ -60,7 +60,7 @@ SERVICES = ("", "outrider.v1.Mesh", "outrider.v1.Operator")
 # Streams of sidecars never end by themselves; what else is under way is short.
 _SERVER_OPTIONS = (
     ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", REQUEST_MAX_BYTES),
+    ("grpc.max_receive_message_length", 2 * REQUEST_MAX_BYTES),  # what is a little too large is refused by the intake
     ("grpc.max_send_message_length", 64 * 1024 * 1024),
     ("grpc.max_concurrent_streams", 1_000_000),  # the guard bounds them
     *BACKEND_OPTIONS,

@@ -19,6 +19,7 @@ _AGENT_VARIABLES = {  # variable -> (section, field, type)
     "CACHE_ENABLED": ("optimization", "cache_enabled", bool),
     "CACHE_TTL": ("optimization", "cache_ttl", int),
     "CACHE_STRATEGY": ("optimization", "cache_strategy", str),
+    "AUTO_SCALING_ENABLED": ("scaling", "enabled", bool),
     "DEFAULT_MIN_INSTANCES": ("scaling", "min_instances", int),
     "DEFAULT_MAX_INSTANCES": ("scaling", "max_instances", int),
 }

@@ -24,6 +24,8 @@ STRATEGIES = (
 CACHE_STRATEGIES = ("lru", "lfu")
 CACHE_SCOPES = ("user", "tenant")
 CACHE_REPLAYS = ("at_once", "paced")
+LANES = ("low", "normal", "high", "critical")  # of the queue, the least urgent first
+DEGRADATIONS = ("serve_stale", "trim_context", "cap_output", "hedge_off", "shed_low", "shed_normal", "shed_high")
 
 STATUSES = (  # gRPC status names in the order of their codes
     "OK",
@@ -68,6 +70,7 @@ class EndpointPolicy:
     address: str
     weight: int = 1
     labels: Mapping[str, str] = field(default_factory=_nothing)
+    capacity: int = 0  # calls at once that it serves; 0: not declared
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +155,59 @@ class Hedge:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds on what one sidecar does for one agent at a time."""
+    """How many calls run at once."""
 
-    max_in_flight: int = 4_096
+    max_in_flight: int = 4_096  # of one agent at one sidecar; the ceiling where the limit adapts
+    endpoint_max_in_flight: int = 0  # at the endpoint's own ingress; 0: as `ingress.capacity` says, else max_in_flight
+    adaptive: bool = False  # Gradient2 on the time to the first chunk of each method
+    min_in_flight: int = 1  # the floor where the limit adapts
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """Calls that wait for a permit. The shares are of the permits given while calls of all lanes wait."""
+
+    max_waiting: int = 4_096  # in all lanes of one agent at one sidecar; 0: nothing waits
+    max_wait_ms: int = 30_000  # however late the deadline is
+    share_critical: float = 0.4
+    share_high: float = 0.3
+    share_normal: float = 0.2
+    share_low: float = 0.1
+    codel_target_ms: int = 5_000  # a lane whose shortest wait stays above this sheds who waits twice as long; 0: off
+    codel_interval_ms: int = 1_000  # over which the shortest wait is taken
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What may pass over time; 0: no limit. A limit in tokens reserves before a call and settles after it."""
+
+    agent_requests_per_min: float = 0.0
+    user_requests_per_min: float = 0.0
+    tenant_requests_per_min: float = 0.0
+    agent_tokens_per_min: float = 0.0
+    user_tokens_per_min: float = 0.0
+    tenant_tokens_per_min: float = 0.0
+    burst_s: float = 10.0  # what so many seconds allow may come at once
+    reply_tokens: int = 1_000  # reserved for the reply of a call that does not bound it
+    fleet_wide: bool = True  # over all sidecars, by shares that the control plane gives; false: at each sidecar
+
+
+@dataclass(frozen=True, slots=True)
+class Degradation:
+    """What is given up under pressure, one step after the other, and taken back in the opposite order.
+
+    Pressure is the larger of the queue's fill (of `queue.max_waiting`) and its longest wait (of `queue.max_wait_ms`).
+    """
+
+    enabled: bool = False
+    steps: tuple[str, ...] = ("serve_stale", "trim_context", "cap_output", "hedge_off", "shed_low", "shed_normal")
+    enter: float = 0.3  # pressure from which on the next step is taken
+    leave: float = 0.05  # pressure below which the last step is taken back
+    enter_ms: int = 500  # how long the pressure must hold before each step
+    leave_ms: int = 5_000  # how long it must be gone before each step back
+    stale_s: int = 86_400  # by serve_stale: how long past its time a stored reply may be served
+    relevance: float = 0.5  # by trim_context: blocks below it are left out, `verbatim` and unrated ones excepted
+    output_tokens: int = 512  # by cap_output: the most a reply is asked to have
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,11 +234,29 @@ class Optimization:
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """Bounds for the scaler."""
+    """How many instances an agent has."""
 
-    min_instances: int = 1
+    min_instances: int = 1  # 0: scales to zero, and the sidecars' queues hold calls until an instance is there
     max_instances: int = 10
-    target_utilization: float = 0.7
+    target_utilization: float = 0.7  # what instances are sized for
+    enabled: bool = True
+    engine: str = ""  # of the control plane's configuration; empty: its default one
+    capacity: int = 0  # calls at once of one instance; 0: as its endpoints declare, else learnt
+    scale_up: float = 0.8  # utilization above which instances are added; at least the target
+    scale_down: float = 0.3  # utilization below which instances are taken away; at most the target
+    cooldown_s: int = 300  # between a change and a scale-down; never before a scale-up
+    stable_window_s: int = 60
+    panic_window_s: int = 6
+    panic_threshold: float = 2.0  # demand of the panic window over what is ready: from here on only upwards
+    tolerance: float = 0.1  # a change by a smaller share is not made
+    max_up: float = 1_000.0  # times what is ready, per decision
+    max_down: float = 2.0  # what is ready is divided by it at most, per decision
+    idle_s: int = 300  # without demand before an agent goes to zero
+    activation_wait_ms: int = 30_000  # how long calls wait for a first instance
+    predictive: bool = False  # the larger of what is needed and what a linear forecast says
+    horizon_s: int = 30  # how far the forecast looks
+    instance_usd_per_h: float = 0.0  # what one instance costs; 0: not known
+    max_usd_per_h: float = 0.0  # what all instances may cost; 0: no cap
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +276,9 @@ class Agent:
     retry: Retry = field(default_factory=Retry)
     hedge: Hedge = field(default_factory=Hedge)
     limits: Limits = field(default_factory=Limits)
+    queue: Queue = field(default_factory=Queue)
+    rates: Rates = field(default_factory=Rates)
+    degradation: Degradation = field(default_factory=Degradation)
     optimization: Optimization = field(default_factory=Optimization)
     scaling: Scaling = field(default_factory=Scaling)
 

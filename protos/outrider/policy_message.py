@@ -26,6 +26,7 @@ MOVABLE_DEFAULTS = frozenset(
         "optimization.cache_enabled",
         "optimization.cache_ttl",
         "optimization.cache_strategy",
+        "scaling.enabled",
         "scaling.min_instances",
         "scaling.max_instances",
     }

@@ -116,6 +116,12 @@ def _check_agent(agent: Agent, path: str) -> None:
     if agent.hedge.enabled and not agent.hedge.idempotent_methods:
         reason = "true needs idempotent_methods: only calls of these are hedged"
         raise PolicyError(tree.join(path, "hedge.enabled"), reason)
+    queue = agent.queue
+    if queue.share_critical + queue.share_high + queue.share_normal + queue.share_low > 1.0 + 1e-9:
+        raise PolicyError(tree.join(path, "queue.share_critical"), "the four shares together are more than 1")
+    if agent.scaling.max_usd_per_h and not agent.scaling.instance_usd_per_h:
+        reason = f"{agent.scaling.max_usd_per_h} needs scaling.instance_usd_per_h: what one instance costs"
+        raise PolicyError(tree.join(path, "scaling.max_usd_per_h"), reason)
 
 
 def _check_default_agent(whole: Policy) -> None:
@@ -170,13 +176,19 @@ _TREE = tree.Tree({EndpointPolicy: _endpoint})
 _NAME_TEXT = "a name: letters, digits, '.', '_' and '-', at most 128, beginning with a letter or digit"
 _COUNT = _within(1, 10_000)
 _SHARE = _within(0, 1)
+_RATE = _within(0, 1_000_000_000_000)
 _WAIT_MS = _within(0, _DAY_MS)
 _SPAN_MS = _within(1, _DAY_MS)
 _METADATA_NAME = _matches(_METADATA, "a metadata name: lower-case letters, digits, '.', '_' and '-'")
 _METHODS = _each(_matches(_METHOD, "a method: /pkg.Service/Method or /pkg.Service/*"))
 
 _RULES: Mapping[type, Mapping[str, Rule]] = {
-    EndpointPolicy: {"address": _is_address, "weight": _COUNT, "labels": _are_labels},
+    EndpointPolicy: {
+        "address": _is_address,
+        "weight": _COUNT,
+        "labels": _are_labels,
+        "capacity": _within(0, 1_000_000),
+    },
     policy.Balancing: {
         "strategy": _one_of(policy.STRATEGIES),
         "subset": _are_labels,
@@ -225,7 +237,41 @@ _RULES: Mapping[type, Mapping[str, Rule]] = {
         "buffer_bytes": _within(0, 64 * 1024 * 1024),
     },
     policy.Hedge: {"delay_ms": _SPAN_MS, "max_hedges": _within(1, 5), "idempotent_methods": _METHODS},
-    policy.Limits: {"max_in_flight": _within(1, 1_000_000)},
+    policy.Limits: {
+        "max_in_flight": _within(1, 1_000_000),
+        "endpoint_max_in_flight": _within(0, 1_000_000),
+        "min_in_flight": _within(1, 1_000_000),
+    },
+    policy.Queue: {
+        "max_waiting": _within(0, 1_000_000),
+        "max_wait_ms": _within(1, _DAY_MS),
+        "share_critical": _SHARE,
+        "share_high": _SHARE,
+        "share_normal": _SHARE,
+        "share_low": _SHARE,
+        "codel_target_ms": _WAIT_MS,
+        "codel_interval_ms": _SPAN_MS,
+    },
+    policy.Rates: {
+        "agent_requests_per_min": _RATE,
+        "user_requests_per_min": _RATE,
+        "tenant_requests_per_min": _RATE,
+        "agent_tokens_per_min": _RATE,
+        "user_tokens_per_min": _RATE,
+        "tenant_tokens_per_min": _RATE,
+        "burst_s": _within(0.1, 86_400),
+        "reply_tokens": _within(0, 10_000_000),
+    },
+    policy.Degradation: {
+        "steps": _each(_one_of(policy.DEGRADATIONS)),
+        "enter": _within(0.01, 10),
+        "leave": _within(0, 10),
+        "enter_ms": _WAIT_MS,
+        "leave_ms": _WAIT_MS,
+        "stale_s": _within(0, _YEAR_S),
+        "relevance": _SHARE,
+        "output_tokens": _within(1, 10_000_000),
+    },
     policy.Optimization: {
         "cache_ttl": _within(0, _YEAR_S),
         "cache_tool_ttl": _within(0, _YEAR_S),
@@ -243,6 +289,22 @@ _RULES: Mapping[type, Mapping[str, Rule]] = {
         "min_instances": _within(0, 10_000),
         "max_instances": _COUNT,
         "target_utilization": _within(0.01, 1),
+        "engine": lambda value: None if not value else _matches(_NAME, _NAME_TEXT)(value),
+        "capacity": _within(0, 1_000_000),
+        "scale_up": _within(0.01, 100),
+        "scale_down": _within(0, 1),
+        "cooldown_s": _within(0, 86_400),
+        "stable_window_s": _within(1, 3_600),
+        "panic_window_s": _within(1, 3_600),
+        "panic_threshold": _within(1, 1_000),
+        "tolerance": _within(0, 1),
+        "max_up": _within(1.1, 10_000),
+        "max_down": _within(1.1, 10_000),
+        "idle_s": _within(0, _YEAR_S),
+        "activation_wait_ms": _WAIT_MS,
+        "horizon_s": _within(1, 3_600),
+        "instance_usd_per_h": _within(0, 1_000_000),
+        "max_usd_per_h": _within(0, 1_000_000_000),
     },
     Agent: {
         "agent_id": _matches(_NAME, _NAME_TEXT),
@@ -257,5 +319,10 @@ _ORDERED: Mapping[type, tuple[tuple[str, str], ...]] = {  # the first is at most
     policy.Outlier: (("base_ejection_ms", "max_ejection_ms"),),
     policy.Breaker: (("min_open_ms", "max_open_ms"),),
     policy.Retry: (("backoff_ms", "max_backoff_ms"),),
-    policy.Scaling: (("min_instances", "max_instances"),),
+    policy.Limits: (("min_in_flight", "max_in_flight"),),
+    policy.Degradation: (("leave", "enter"), ("enter_ms", "leave_ms")),
+    policy.Scaling: (
+        ("min_instances", "max_instances"),
+        ("panic_window_s", "stable_window_s"),
+    ),
 }

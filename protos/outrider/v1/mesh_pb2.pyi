@@ -156,7 +156,7 @@ class Hello(google.protobuf.message.Message):
     """Whether its data path is compiled."""
     @property
     def capabilities(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """What this sidecar knows to do: "policy.v1", "endpoints.v1", "epochs.v1", "load.v1"."""
+        """What this sidecar knows to do: "policy.v1", "endpoints.v1", "epochs.v1", "load.v1", "quotas.v1"."""
 
     @property
     def held(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ResourceVersion]:
@@ -241,6 +241,7 @@ class LoadReport(google.protobuf.message.Message):
     NOW_UNIX_MS_FIELD_NUMBER: builtins.int
     AGENTS_FIELD_NUMBER: builtins.int
     SPANS_DROPPED_FIELD_NUMBER: builtins.int
+    QUOTAS_FIELD_NUMBER: builtins.int
     now_unix_ms: builtins.int
     """Of the report: unix milliseconds by the sidecar's clock."""
     spans_dropped: builtins.int
@@ -249,16 +250,141 @@ class LoadReport(google.protobuf.message.Message):
     def agents(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___AgentLoad]:
         """Agents with anything to report; one that is missing has no load."""
 
+    @property
+    def quotas(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___QuotaUse]:
+        """Of limits that hold over the fleet: what was asked for since the report before."""
+
     def __init__(
         self,
         *,
         now_unix_ms: builtins.int = ...,
         agents: collections.abc.Iterable[Global___AgentLoad] | None = ...,
         spans_dropped: builtins.int = ...,
+        quotas: collections.abc.Iterable[Global___QuotaUse] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["agents", b"agents", "now_unix_ms", b"now_unix_ms", "spans_dropped", b"spans_dropped"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["agents", b"agents", "now_unix_ms", b"now_unix_ms", "quotas", b"quotas", "spans_dropped", b"spans_dropped"]) -> None: ...
 
 Global___LoadReport: typing_extensions.TypeAlias = LoadReport
+
+@typing.final
+class Quota(google.protobuf.message.Message):
+    """Names one limit that holds over the fleet: (agent_id, scope, key, unit)."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    AGENT_ID_FIELD_NUMBER: builtins.int
+    SCOPE_FIELD_NUMBER: builtins.int
+    KEY_FIELD_NUMBER: builtins.int
+    UNIT_FIELD_NUMBER: builtins.int
+    agent_id: builtins.str
+    """Whose calls."""
+    scope: builtins.str
+    """"agent", "user" or "tenant"."""
+    key: builtins.str
+    """A keyed hash of the user's or tenant's name, the same in every sidecar of the mesh; empty for the agent itself."""
+    unit: builtins.str
+    """"requests" or "tokens"."""
+    def __init__(
+        self,
+        *,
+        agent_id: builtins.str = ...,
+        scope: builtins.str = ...,
+        key: builtins.str = ...,
+        unit: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "key", b"key", "scope", b"scope", "unit", b"unit"]) -> None: ...
+
+Global___Quota: typing_extensions.TypeAlias = Quota
+
+@typing.final
+class QuotaUse(google.protobuf.message.Message):
+    """What one sidecar was asked for under one limit."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    QUOTA_FIELD_NUMBER: builtins.int
+    DEMAND_PER_S_FIELD_NUMBER: builtins.int
+    SHARE_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
+    demand_per_s: builtins.float
+    """Asked for, admitted or not, per second since the report before."""
+    share: builtins.float
+    """The share it holds."""
+    version: builtins.int
+    """Of the grant it holds; 0: none, it uses the share of one that is new."""
+    @property
+    def quota(self) -> Global___Quota:
+        """Of which limit."""
+
+    def __init__(
+        self,
+        *,
+        quota: Global___Quota | None = ...,
+        demand_per_s: builtins.float = ...,
+        share: builtins.float = ...,
+        version: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["quota", b"quota"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["demand_per_s", b"demand_per_s", "quota", b"quota", "share", b"share", "version", b"version"]) -> None: ...
+
+Global___QuotaUse: typing_extensions.TypeAlias = QuotaUse
+
+@typing.final
+class Grants(google.protobuf.message.Message):
+    """Shares of limits that hold over the fleet."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GRANTS_FIELD_NUMBER: builtins.int
+    NEW_SHARE_FIELD_NUMBER: builtins.int
+    HASH_KEY_FIELD_NUMBER: builtins.int
+    new_share: builtins.float
+    """Of a limit that no grant names yet, 0 to 1."""
+    hash_key: builtins.bytes
+    """The key of the hash in `Quota.key`, the same for the whole mesh."""
+    @property
+    def grants(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Grant]:
+        """Those that changed."""
+
+    def __init__(
+        self,
+        *,
+        grants: collections.abc.Iterable[Global___Grant] | None = ...,
+        new_share: builtins.float = ...,
+        hash_key: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["grants", b"grants", "hash_key", b"hash_key", "new_share", b"new_share"]) -> None: ...
+
+Global___Grants: typing_extensions.TypeAlias = Grants
+
+@typing.final
+class Grant(google.protobuf.message.Message):
+    """One share."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    QUOTA_FIELD_NUMBER: builtins.int
+    SHARE_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
+    share: builtins.float
+    """Of the limit's rate, 0 to 1; the shares of all sidecars together are at most 1."""
+    version: builtins.int
+    """Grows with every change."""
+    @property
+    def quota(self) -> Global___Quota:
+        """Of which limit."""
+
+    def __init__(
+        self,
+        *,
+        quota: Global___Quota | None = ...,
+        share: builtins.float = ...,
+        version: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["quota", b"quota"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["quota", b"quota", "share", b"share", "version", b"version"]) -> None: ...
+
+Global___Grant: typing_extensions.TypeAlias = Grant
 
 @typing.final
 class AgentLoad(google.protobuf.message.Message):
@@ -282,6 +408,38 @@ class AgentLoad(google.protobuf.message.Message):
         ) -> None: ...
         def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
 
+    @typing.final
+    class ShedLanesEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    @typing.final
+    class LeavingEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     AGENT_ID_FIELD_NUMBER: builtins.int
     INGRESS_FIELD_NUMBER: builtins.int
     IN_FLIGHT_FIELD_NUMBER: builtins.int
@@ -290,6 +448,11 @@ class AgentLoad(google.protobuf.message.Message):
     CAPACITY_FIELD_NUMBER: builtins.int
     CALLS_FIELD_NUMBER: builtins.int
     CACHE_FIELD_NUMBER: builtins.int
+    SHED_LANES_FIELD_NUMBER: builtins.int
+    LONGEST_WAIT_MS_FIELD_NUMBER: builtins.int
+    LEAVING_FIELD_NUMBER: builtins.int
+    DEGRADATION_FIELD_NUMBER: builtins.int
+    DEGRADATION_STEP_FIELD_NUMBER: builtins.int
     agent_id: builtins.str
     """Which."""
     ingress: builtins.bool
@@ -302,6 +465,12 @@ class AgentLoad(google.protobuf.message.Message):
     """How many calls at once this hop lets through."""
     calls: builtins.int
     """Calls since the sidecar started."""
+    longest_wait_ms: builtins.int
+    """How long the call that waits longest has waited, milliseconds."""
+    degradation: builtins.int
+    """How many degradation steps are taken now, and the name of the last one."""
+    degradation_step: builtins.str
+    """Empty: none."""
     @property
     def queued(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
         """Calls that wait for one, by lane: low, normal, high, critical."""
@@ -309,6 +478,14 @@ class AgentLoad(google.protobuf.message.Message):
     @property
     def cache(self) -> Global___CacheLoad:
         """What the cache did since the sidecar started."""
+
+    @property
+    def shed_lanes(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
+        """Of `shed`, by lane."""
+
+    @property
+    def leaving(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
+        """Calls that still run at endpoints that are no longer given any, by address: they are leaving."""
 
     def __init__(
         self,
@@ -321,9 +498,14 @@ class AgentLoad(google.protobuf.message.Message):
         capacity: builtins.int = ...,
         calls: builtins.int = ...,
         cache: Global___CacheLoad | None = ...,
+        shed_lanes: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
+        longest_wait_ms: builtins.int = ...,
+        leaving: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
+        degradation: builtins.int = ...,
+        degradation_step: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["cache", b"cache"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "cache", b"cache", "calls", b"calls", "capacity", b"capacity", "in_flight", b"in_flight", "ingress", b"ingress", "queued", b"queued", "shed", b"shed"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "cache", b"cache", "calls", b"calls", "capacity", b"capacity", "degradation", b"degradation", "degradation_step", b"degradation_step", "in_flight", b"in_flight", "ingress", b"ingress", "leaving", b"leaving", "longest_wait_ms", b"longest_wait_ms", "queued", b"queued", "shed", b"shed", "shed_lanes", b"shed_lanes"]) -> None: ...
 
 Global___AgentLoad: typing_extensions.TypeAlias = AgentLoad
 
@@ -463,6 +645,7 @@ class WatchResponse(google.protobuf.message.Message):
 
     WELCOME_FIELD_NUMBER: builtins.int
     UPDATE_FIELD_NUMBER: builtins.int
+    GRANTS_FIELD_NUMBER: builtins.int
     @property
     def welcome(self) -> Global___Welcome:
         """The first message."""
@@ -471,15 +654,20 @@ class WatchResponse(google.protobuf.message.Message):
     def update(self) -> Global___Update:
         """State."""
 
+    @property
+    def grants(self) -> Global___Grants:
+        """Shares of limits that hold over the fleet, for sidecars that know "quotas.v1"."""
+
     def __init__(
         self,
         *,
         welcome: Global___Welcome | None = ...,
         update: Global___Update | None = ...,
+        grants: Global___Grants | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["message", b"message", "update", b"update", "welcome", b"welcome"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["message", b"message", "update", b"update", "welcome", b"welcome"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["welcome", "update"] | None: ...
+    def HasField(self, field_name: typing.Literal["grants", b"grants", "message", b"message", "update", b"update", "welcome", b"welcome"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["grants", b"grants", "message", b"message", "update", b"update", "welcome", b"welcome"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["welcome", "update", "grants"] | None: ...
 
 Global___WatchResponse: typing_extensions.TypeAlias = WatchResponse
 

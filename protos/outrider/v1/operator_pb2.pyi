@@ -1696,7 +1696,7 @@ class Decision(google.protobuf.message.Message):
     at_unix_ms: builtins.int
     """When."""
     kind: builtins.str
-    """"apply", "delete", "rollback", "default_agent", "purge", "token", "lease", "retention", ..."""
+    """"apply", "delete", "rollback", "default_agent", "purge", "token", "lease", "retention", "scale", ..."""
     agent_id: builtins.str
     """Whom it concerns; empty: the mesh."""
     author: builtins.str
@@ -1727,6 +1727,324 @@ class Decision(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "at_unix_ms", b"at_unix_ms", "author", b"author", "id", b"id", "inputs", b"inputs", "kind", b"kind", "outcome", b"outcome", "reason", b"reason"]) -> None: ...
 
 Global___Decision: typing_extensions.TypeAlias = Decision
+
+@typing.final
+class ListScalesRequest(google.protobuf.message.Message):
+    """Which agents."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___ListScalesRequest: typing_extensions.TypeAlias = ListScalesRequest
+
+@typing.final
+class ListScalesReply(google.protobuf.message.Message):
+    """The scale of agents."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SCALES_FIELD_NUMBER: builtins.int
+    @property
+    def scales(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ScaleRecord]:
+        """In the order of their ids."""
+
+    def __init__(
+        self,
+        *,
+        scales: collections.abc.Iterable[Global___ScaleRecord] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["scales", b"scales"]) -> None: ...
+
+Global___ListScalesReply: typing_extensions.TypeAlias = ListScalesReply
+
+@typing.final
+class ScaleRecord(google.protobuf.message.Message):
+    """How many instances one agent has, and wants."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    AGENT_ID_FIELD_NUMBER: builtins.int
+    ENGINE_FIELD_NUMBER: builtins.int
+    STATE_FIELD_NUMBER: builtins.int
+    DESIRED_FIELD_NUMBER: builtins.int
+    READY_FIELD_NUMBER: builtins.int
+    STARTING_FIELD_NUMBER: builtins.int
+    DRAINING_FIELD_NUMBER: builtins.int
+    DEMAND_FIELD_NUMBER: builtins.int
+    QUEUED_FIELD_NUMBER: builtins.int
+    CAPACITY_FIELD_NUMBER: builtins.int
+    CAPACITY_SOURCE_FIELD_NUMBER: builtins.int
+    UTILIZATION_FIELD_NUMBER: builtins.int
+    PANIC_FIELD_NUMBER: builtins.int
+    CONFIDENCE_FIELD_NUMBER: builtins.int
+    CHANGED_UNIX_MS_FIELD_NUMBER: builtins.int
+    PAUSED_BY_FIELD_NUMBER: builtins.int
+    PAUSED_REASON_FIELD_NUMBER: builtins.int
+    PROBLEM_FIELD_NUMBER: builtins.int
+    MIN_INSTANCES_FIELD_NUMBER: builtins.int
+    MAX_INSTANCES_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    DECIDED_UNIX_MS_FIELD_NUMBER: builtins.int
+    agent_id: builtins.str
+    """Which."""
+    engine: builtins.str
+    """"local", "kubernetes", "keda", "webhook" or its name in the configuration; empty: none is configured for it."""
+    state: builtins.str
+    """"scaling", "paused", "disabled", "no engine", "no data", "failing"."""
+    desired: builtins.int
+    """Wanted."""
+    ready: builtins.int
+    """Serving."""
+    starting: builtins.int
+    """Asked for and not serving yet."""
+    draining: builtins.int
+    """Given no more calls, and not ended yet."""
+    demand: builtins.float
+    """Calls in flight and waiting; absent: no sidecar reports."""
+    queued: builtins.float
+    """Of it, calls that wait."""
+    capacity: builtins.float
+    """Calls at once of one instance; absent: neither declared nor learnt yet."""
+    capacity_source: builtins.str
+    """"policy", "endpoints" or "learnt"; empty where absent."""
+    utilization: builtins.float
+    """demand / (ready x capacity); absent: one of them is not known."""
+    panic: builtins.bool
+    """Whether the panic window rules: only upwards."""
+    confidence: builtins.float
+    """How sure the last decision was, 0 to 1: stale or missing reports lower it."""
+    changed_unix_ms: builtins.int
+    """When the number was last changed; 0: never."""
+    paused_by: builtins.str
+    """Who paused it; empty: it is not paused."""
+    paused_reason: builtins.str
+    """Why it was paused."""
+    problem: builtins.str
+    """What is wrong, in words: an engine that fails, instances that die at their start."""
+    min_instances: builtins.int
+    """Its bounds now: policy, and what the cost cap leaves."""
+    max_instances: builtins.int
+    """Its bounds now."""
+    reason: builtins.str
+    """In words: what the last decision was and why."""
+    decided_unix_ms: builtins.int
+    """When it was taken."""
+    def __init__(
+        self,
+        *,
+        agent_id: builtins.str = ...,
+        engine: builtins.str = ...,
+        state: builtins.str = ...,
+        desired: builtins.int = ...,
+        ready: builtins.int = ...,
+        starting: builtins.int = ...,
+        draining: builtins.int = ...,
+        demand: builtins.float | None = ...,
+        queued: builtins.float | None = ...,
+        capacity: builtins.float | None = ...,
+        capacity_source: builtins.str = ...,
+        utilization: builtins.float | None = ...,
+        panic: builtins.bool = ...,
+        confidence: builtins.float | None = ...,
+        changed_unix_ms: builtins.int = ...,
+        paused_by: builtins.str = ...,
+        paused_reason: builtins.str = ...,
+        problem: builtins.str = ...,
+        min_instances: builtins.int = ...,
+        max_instances: builtins.int = ...,
+        reason: builtins.str = ...,
+        decided_unix_ms: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_capacity", b"_capacity", "_confidence", b"_confidence", "_demand", b"_demand", "_queued", b"_queued", "_utilization", b"_utilization", "capacity", b"capacity", "confidence", b"confidence", "demand", b"demand", "queued", b"queued", "utilization", b"utilization"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_capacity", b"_capacity", "_confidence", b"_confidence", "_demand", b"_demand", "_queued", b"_queued", "_utilization", b"_utilization", "agent_id", b"agent_id", "capacity", b"capacity", "capacity_source", b"capacity_source", "changed_unix_ms", b"changed_unix_ms", "confidence", b"confidence", "decided_unix_ms", b"decided_unix_ms", "demand", b"demand", "desired", b"desired", "draining", b"draining", "engine", b"engine", "max_instances", b"max_instances", "min_instances", b"min_instances", "panic", b"panic", "paused_by", b"paused_by", "paused_reason", b"paused_reason", "problem", b"problem", "queued", b"queued", "ready", b"ready", "reason", b"reason", "starting", b"starting", "state", b"state", "utilization", b"utilization"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_capacity", b"_capacity"]) -> typing.Literal["capacity"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_confidence", b"_confidence"]) -> typing.Literal["confidence"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_demand", b"_demand"]) -> typing.Literal["demand"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_queued", b"_queued"]) -> typing.Literal["queued"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_utilization", b"_utilization"]) -> typing.Literal["utilization"] | None: ...
+
+Global___ScaleRecord: typing_extensions.TypeAlias = ScaleRecord
+
+@typing.final
+class ExplainScaleRequest(google.protobuf.message.Message):
+    """Which agent."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    AGENT_ID_FIELD_NUMBER: builtins.int
+    LIMIT_FIELD_NUMBER: builtins.int
+    agent_id: builtins.str
+    """Which."""
+    limit: builtins.int
+    """How many of the last decisions that changed something; 0: 10, at most 100."""
+    def __init__(
+        self,
+        *,
+        agent_id: builtins.str = ...,
+        limit: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "limit", b"limit"]) -> None: ...
+
+Global___ExplainScaleRequest: typing_extensions.TypeAlias = ExplainScaleRequest
+
+@typing.final
+class ExplainScaleReply(google.protobuf.message.Message):
+    """Why an agent has as many instances as it has."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SCALE_FIELD_NUMBER: builtins.int
+    LAST_FIELD_NUMBER: builtins.int
+    DECISIONS_FIELD_NUMBER: builtins.int
+    INSTANCES_FIELD_NUMBER: builtins.int
+    @property
+    def scale(self) -> Global___ScaleRecord:
+        """Now."""
+
+    @property
+    def last(self) -> Global___Decision:
+        """The last decision of all, as the loop took it, with every input; absent: none was taken since the start."""
+
+    @property
+    def decisions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Decision]:
+        """Decisions in the journal, newest first."""
+
+    @property
+    def instances(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ScaleInstance]:
+        """The instances."""
+
+    def __init__(
+        self,
+        *,
+        scale: Global___ScaleRecord | None = ...,
+        last: Global___Decision | None = ...,
+        decisions: collections.abc.Iterable[Global___Decision] | None = ...,
+        instances: collections.abc.Iterable[Global___ScaleInstance] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["last", b"last", "scale", b"scale"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["decisions", b"decisions", "instances", b"instances", "last", b"last", "scale", b"scale"]) -> None: ...
+
+Global___ExplainScaleReply: typing_extensions.TypeAlias = ExplainScaleReply
+
+@typing.final
+class ScaleInstance(google.protobuf.message.Message):
+    """One instance an engine runs."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    ADDRESS_FIELD_NUMBER: builtins.int
+    STATE_FIELD_NUMBER: builtins.int
+    STARTED_UNIX_MS_FIELD_NUMBER: builtins.int
+    NOTE_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """As the engine calls it: "tax-3", a pod's name."""
+    address: builtins.str
+    """Where it serves; empty: not known yet."""
+    state: builtins.str
+    """"starting", "ready", "draining", "failed"."""
+    started_unix_ms: builtins.int
+    """When it was started."""
+    note: builtins.str
+    """What is known besides: the last lines of a process that died."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        address: builtins.str = ...,
+        state: builtins.str = ...,
+        started_unix_ms: builtins.int = ...,
+        note: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "name", b"name", "note", b"note", "started_unix_ms", b"started_unix_ms", "state", b"state"]) -> None: ...
+
+Global___ScaleInstance: typing_extensions.TypeAlias = ScaleInstance
+
+@typing.final
+class ConfigureAutoScalingRequest(google.protobuf.message.Message):
+    """What to change."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    AGENT_ID_FIELD_NUMBER: builtins.int
+    SCALING_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    EXPECTED_VERSION_FIELD_NUMBER: builtins.int
+    agent_id: builtins.str
+    """Which agent."""
+    reason: builtins.str
+    """Why."""
+    expected_version: builtins.int
+    """The version this change is based on; absent: any."""
+    @property
+    def scaling(self) -> outrider.v1.policy_pb2.ScalingPolicy:
+        """Fields that are not set stay as they are."""
+
+    def __init__(
+        self,
+        *,
+        agent_id: builtins.str = ...,
+        scaling: outrider.v1.policy_pb2.ScalingPolicy | None = ...,
+        reason: builtins.str = ...,
+        expected_version: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_expected_version", b"_expected_version", "expected_version", b"expected_version", "scaling", b"scaling"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_expected_version", b"_expected_version", "agent_id", b"agent_id", "expected_version", b"expected_version", "reason", b"reason", "scaling", b"scaling"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_expected_version", b"_expected_version"]) -> typing.Literal["expected_version"] | None: ...
+
+Global___ConfigureAutoScalingRequest: typing_extensions.TypeAlias = ConfigureAutoScalingRequest
+
+@typing.final
+class PauseScalingRequest(google.protobuf.message.Message):
+    """Which agent."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    AGENT_ID_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    agent_id: builtins.str
+    """Which."""
+    reason: builtins.str
+    """Why."""
+    def __init__(
+        self,
+        *,
+        agent_id: builtins.str = ...,
+        reason: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "reason", b"reason"]) -> None: ...
+
+Global___PauseScalingRequest: typing_extensions.TypeAlias = PauseScalingRequest
+
+@typing.final
+class ResumeScalingRequest(google.protobuf.message.Message):
+    """Which agent."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    AGENT_ID_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    agent_id: builtins.str
+    """Which."""
+    reason: builtins.str
+    """Why."""
+    def __init__(
+        self,
+        *,
+        agent_id: builtins.str = ...,
+        reason: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "reason", b"reason"]) -> None: ...
+
+Global___ResumeScalingRequest: typing_extensions.TypeAlias = ResumeScalingRequest
 
 @typing.final
 class GetCacheStatsRequest(google.protobuf.message.Message):

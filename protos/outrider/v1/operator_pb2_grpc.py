@@ -125,6 +125,31 @@ class OperatorStub(object):
                 request_serializer=outrider_dot_v1_dot_operator__pb2.ListDecisionsRequest.SerializeToString,
                 response_deserializer=outrider_dot_v1_dot_operator__pb2.ListDecisionsReply.FromString,
                 _registered_method=True)
+        self.ListScales = channel.unary_unary(
+                '/outrider.v1.Operator/ListScales',
+                request_serializer=outrider_dot_v1_dot_operator__pb2.ListScalesRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_operator__pb2.ListScalesReply.FromString,
+                _registered_method=True)
+        self.ExplainScale = channel.unary_unary(
+                '/outrider.v1.Operator/ExplainScale',
+                request_serializer=outrider_dot_v1_dot_operator__pb2.ExplainScaleRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_operator__pb2.ExplainScaleReply.FromString,
+                _registered_method=True)
+        self.ConfigureAutoScaling = channel.unary_unary(
+                '/outrider.v1.Operator/ConfigureAutoScaling',
+                request_serializer=outrider_dot_v1_dot_operator__pb2.ConfigureAutoScalingRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_operator__pb2.AgentRecord.FromString,
+                _registered_method=True)
+        self.PauseScaling = channel.unary_unary(
+                '/outrider.v1.Operator/PauseScaling',
+                request_serializer=outrider_dot_v1_dot_operator__pb2.PauseScalingRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_operator__pb2.ScaleRecord.FromString,
+                _registered_method=True)
+        self.ResumeScaling = channel.unary_unary(
+                '/outrider.v1.Operator/ResumeScaling',
+                request_serializer=outrider_dot_v1_dot_operator__pb2.ResumeScalingRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_operator__pb2.ScaleRecord.FromString,
+                _registered_method=True)
         self.GetCacheStats = channel.unary_unary(
                 '/outrider.v1.Operator/GetCacheStats',
                 request_serializer=outrider_dot_v1_dot_operator__pb2.GetCacheStatsRequest.SerializeToString,
@@ -292,6 +317,41 @@ class OperatorServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListScales(self, request, context):
+        """How many instances each agent has and wants.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainScale(self, request, context):
+        """Why an agent has as many instances as it has: the last decisions with what they were taken from.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConfigureAutoScaling(self, request, context):
+        """Changes the fields of an agent's scaling policy that are set; a new version of its policy.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseScaling(self, request, context):
+        """Leaves the number of instances as it is until it is resumed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeScaling(self, request, context):
+        """Decides again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetCacheStats(self, request, context):
         """What the caches of all sidecars do.
         """
@@ -433,6 +493,31 @@ def add_OperatorServicer_to_server(servicer, server):
                     servicer.ListDecisions,
                     request_deserializer=outrider_dot_v1_dot_operator__pb2.ListDecisionsRequest.FromString,
                     response_serializer=outrider_dot_v1_dot_operator__pb2.ListDecisionsReply.SerializeToString,
+            ),
+            'ListScales': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListScales,
+                    request_deserializer=outrider_dot_v1_dot_operator__pb2.ListScalesRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_operator__pb2.ListScalesReply.SerializeToString,
+            ),
+            'ExplainScale': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainScale,
+                    request_deserializer=outrider_dot_v1_dot_operator__pb2.ExplainScaleRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_operator__pb2.ExplainScaleReply.SerializeToString,
+            ),
+            'ConfigureAutoScaling': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfigureAutoScaling,
+                    request_deserializer=outrider_dot_v1_dot_operator__pb2.ConfigureAutoScalingRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_operator__pb2.AgentRecord.SerializeToString,
+            ),
+            'PauseScaling': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseScaling,
+                    request_deserializer=outrider_dot_v1_dot_operator__pb2.PauseScalingRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_operator__pb2.ScaleRecord.SerializeToString,
+            ),
+            'ResumeScaling': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeScaling,
+                    request_deserializer=outrider_dot_v1_dot_operator__pb2.ResumeScalingRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_operator__pb2.ScaleRecord.SerializeToString,
             ),
             'GetCacheStats': grpc.unary_unary_rpc_method_handler(
                     servicer.GetCacheStats,
@@ -957,6 +1042,141 @@ class Operator(object):
             '/outrider.v1.Operator/ListDecisions',
             outrider_dot_v1_dot_operator__pb2.ListDecisionsRequest.SerializeToString,
             outrider_dot_v1_dot_operator__pb2.ListDecisionsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListScales(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.Operator/ListScales',
+            outrider_dot_v1_dot_operator__pb2.ListScalesRequest.SerializeToString,
+            outrider_dot_v1_dot_operator__pb2.ListScalesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainScale(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.Operator/ExplainScale',
+            outrider_dot_v1_dot_operator__pb2.ExplainScaleRequest.SerializeToString,
+            outrider_dot_v1_dot_operator__pb2.ExplainScaleReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConfigureAutoScaling(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.Operator/ConfigureAutoScaling',
+            outrider_dot_v1_dot_operator__pb2.ConfigureAutoScalingRequest.SerializeToString,
+            outrider_dot_v1_dot_operator__pb2.AgentRecord.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseScaling(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.Operator/PauseScaling',
+            outrider_dot_v1_dot_operator__pb2.PauseScalingRequest.SerializeToString,
+            outrider_dot_v1_dot_operator__pb2.ScaleRecord.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeScaling(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.Operator/ResumeScaling',
+            outrider_dot_v1_dot_operator__pb2.ResumeScalingRequest.SerializeToString,
+            outrider_dot_v1_dot_operator__pb2.ScaleRecord.FromString,
             options,
             channel_credentials,
             insecure,

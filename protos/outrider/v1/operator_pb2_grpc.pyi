@@ -322,6 +322,86 @@ _OperatorListDecisionsType = typing_extensions.TypeVar(
     ],
 )
 
+_OperatorListScalesType = typing_extensions.TypeVar(
+    '_OperatorListScalesType',
+    grpc.UnaryUnaryMultiCallable[
+        outrider.v1.operator_pb2.ListScalesRequest,
+        outrider.v1.operator_pb2.ListScalesReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.operator_pb2.ListScalesRequest,
+        outrider.v1.operator_pb2.ListScalesReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        outrider.v1.operator_pb2.ListScalesRequest,
+        outrider.v1.operator_pb2.ListScalesReply,
+    ],
+)
+
+_OperatorExplainScaleType = typing_extensions.TypeVar(
+    '_OperatorExplainScaleType',
+    grpc.UnaryUnaryMultiCallable[
+        outrider.v1.operator_pb2.ExplainScaleRequest,
+        outrider.v1.operator_pb2.ExplainScaleReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.operator_pb2.ExplainScaleRequest,
+        outrider.v1.operator_pb2.ExplainScaleReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        outrider.v1.operator_pb2.ExplainScaleRequest,
+        outrider.v1.operator_pb2.ExplainScaleReply,
+    ],
+)
+
+_OperatorConfigureAutoScalingType = typing_extensions.TypeVar(
+    '_OperatorConfigureAutoScalingType',
+    grpc.UnaryUnaryMultiCallable[
+        outrider.v1.operator_pb2.ConfigureAutoScalingRequest,
+        outrider.v1.operator_pb2.AgentRecord,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.operator_pb2.ConfigureAutoScalingRequest,
+        outrider.v1.operator_pb2.AgentRecord,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        outrider.v1.operator_pb2.ConfigureAutoScalingRequest,
+        outrider.v1.operator_pb2.AgentRecord,
+    ],
+)
+
+_OperatorPauseScalingType = typing_extensions.TypeVar(
+    '_OperatorPauseScalingType',
+    grpc.UnaryUnaryMultiCallable[
+        outrider.v1.operator_pb2.PauseScalingRequest,
+        outrider.v1.operator_pb2.ScaleRecord,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.operator_pb2.PauseScalingRequest,
+        outrider.v1.operator_pb2.ScaleRecord,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        outrider.v1.operator_pb2.PauseScalingRequest,
+        outrider.v1.operator_pb2.ScaleRecord,
+    ],
+)
+
+_OperatorResumeScalingType = typing_extensions.TypeVar(
+    '_OperatorResumeScalingType',
+    grpc.UnaryUnaryMultiCallable[
+        outrider.v1.operator_pb2.ResumeScalingRequest,
+        outrider.v1.operator_pb2.ScaleRecord,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.operator_pb2.ResumeScalingRequest,
+        outrider.v1.operator_pb2.ScaleRecord,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        outrider.v1.operator_pb2.ResumeScalingRequest,
+        outrider.v1.operator_pb2.ScaleRecord,
+    ],
+)
+
 _OperatorGetCacheStatsType = typing_extensions.TypeVar(
     '_OperatorGetCacheStatsType',
     grpc.UnaryUnaryMultiCallable[
@@ -434,7 +514,7 @@ _OperatorRevokeTokenType = typing_extensions.TypeVar(
     ],
 )
 
-class OperatorStub(typing.Generic[_OperatorApplyAgentsType, _OperatorGetAgentType, _OperatorListAgentsType, _OperatorDeleteAgentsType, _OperatorListVersionsType, _OperatorRollbackAgentType, _OperatorDiffAgentType, _OperatorSetDefaultAgentType, _OperatorListEndpointsType, _OperatorListSidecarsType, _OperatorGetOverviewType, _OperatorGetAgentHealthType, _OperatorGetMetricsType, _OperatorStreamMetricsType, _OperatorListTracesType, _OperatorGetTraceType, _OperatorExplainTraceType, _OperatorListDecisionsType, _OperatorGetCacheStatsType, _OperatorPurgeCacheType, _OperatorGetStatusType, _OperatorWhoAmIType, _OperatorCreateTokenType, _OperatorListTokensType, _OperatorRevokeTokenType]):
+class OperatorStub(typing.Generic[_OperatorApplyAgentsType, _OperatorGetAgentType, _OperatorListAgentsType, _OperatorDeleteAgentsType, _OperatorListVersionsType, _OperatorRollbackAgentType, _OperatorDiffAgentType, _OperatorSetDefaultAgentType, _OperatorListEndpointsType, _OperatorListSidecarsType, _OperatorGetOverviewType, _OperatorGetAgentHealthType, _OperatorGetMetricsType, _OperatorStreamMetricsType, _OperatorListTracesType, _OperatorGetTraceType, _OperatorExplainTraceType, _OperatorListDecisionsType, _OperatorListScalesType, _OperatorExplainScaleType, _OperatorConfigureAutoScalingType, _OperatorPauseScalingType, _OperatorResumeScalingType, _OperatorGetCacheStatsType, _OperatorPurgeCacheType, _OperatorGetStatusType, _OperatorWhoAmIType, _OperatorCreateTokenType, _OperatorListTokensType, _OperatorRevokeTokenType]):
     """What operators call."""
 
     @typing.overload
@@ -510,6 +590,26 @@ class OperatorStub(typing.Generic[_OperatorApplyAgentsType, _OperatorGetAgentTyp
         grpc.UnaryUnaryMultiCallable[
             outrider.v1.operator_pb2.ListDecisionsRequest,
             outrider.v1.operator_pb2.ListDecisionsReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            outrider.v1.operator_pb2.ListScalesRequest,
+            outrider.v1.operator_pb2.ListScalesReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            outrider.v1.operator_pb2.ExplainScaleRequest,
+            outrider.v1.operator_pb2.ExplainScaleReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            outrider.v1.operator_pb2.ConfigureAutoScalingRequest,
+            outrider.v1.operator_pb2.AgentRecord,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            outrider.v1.operator_pb2.PauseScalingRequest,
+            outrider.v1.operator_pb2.ScaleRecord,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            outrider.v1.operator_pb2.ResumeScalingRequest,
+            outrider.v1.operator_pb2.ScaleRecord,
         ],
         grpc.UnaryUnaryMultiCallable[
             outrider.v1.operator_pb2.GetCacheStatsRequest,
@@ -616,6 +716,26 @@ class OperatorStub(typing.Generic[_OperatorApplyAgentsType, _OperatorGetAgentTyp
             outrider.v1.operator_pb2.ListDecisionsReply,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            outrider.v1.operator_pb2.ListScalesRequest,
+            outrider.v1.operator_pb2.ListScalesReply,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            outrider.v1.operator_pb2.ExplainScaleRequest,
+            outrider.v1.operator_pb2.ExplainScaleReply,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            outrider.v1.operator_pb2.ConfigureAutoScalingRequest,
+            outrider.v1.operator_pb2.AgentRecord,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            outrider.v1.operator_pb2.PauseScalingRequest,
+            outrider.v1.operator_pb2.ScaleRecord,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            outrider.v1.operator_pb2.ResumeScalingRequest,
+            outrider.v1.operator_pb2.ScaleRecord,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             outrider.v1.operator_pb2.GetCacheStatsRequest,
             outrider.v1.operator_pb2.CacheStats,
         ],
@@ -698,6 +818,21 @@ class OperatorStub(typing.Generic[_OperatorApplyAgentsType, _OperatorGetAgentTyp
 
     ListDecisions: _OperatorListDecisionsType
     """The journal, newest first."""
+
+    ListScales: _OperatorListScalesType
+    """How many instances each agent has and wants."""
+
+    ExplainScale: _OperatorExplainScaleType
+    """Why an agent has as many instances as it has: the last decisions with what they were taken from."""
+
+    ConfigureAutoScaling: _OperatorConfigureAutoScalingType
+    """Changes the fields of an agent's scaling policy that are set; a new version of its policy."""
+
+    PauseScaling: _OperatorPauseScalingType
+    """Leaves the number of instances as it is until it is resumed."""
+
+    ResumeScaling: _OperatorResumeScalingType
+    """Decides again."""
 
     GetCacheStats: _OperatorGetCacheStatsType
     """What the caches of all sidecars do."""
@@ -792,6 +927,26 @@ OperatorAsyncStub: typing_extensions.TypeAlias = OperatorStub[
     grpc.aio.UnaryUnaryMultiCallable[
         outrider.v1.operator_pb2.ListDecisionsRequest,
         outrider.v1.operator_pb2.ListDecisionsReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.operator_pb2.ListScalesRequest,
+        outrider.v1.operator_pb2.ListScalesReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.operator_pb2.ExplainScaleRequest,
+        outrider.v1.operator_pb2.ExplainScaleReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.operator_pb2.ConfigureAutoScalingRequest,
+        outrider.v1.operator_pb2.AgentRecord,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.operator_pb2.PauseScalingRequest,
+        outrider.v1.operator_pb2.ScaleRecord,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.operator_pb2.ResumeScalingRequest,
+        outrider.v1.operator_pb2.ScaleRecord,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         outrider.v1.operator_pb2.GetCacheStatsRequest,
@@ -969,6 +1124,46 @@ class OperatorServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[outrider.v1.operator_pb2.ListDecisionsReply, collections.abc.Awaitable[outrider.v1.operator_pb2.ListDecisionsReply]]:
         """The journal, newest first."""
+
+    @abc.abstractmethod
+    def ListScales(
+        self,
+        request: outrider.v1.operator_pb2.ListScalesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[outrider.v1.operator_pb2.ListScalesReply, collections.abc.Awaitable[outrider.v1.operator_pb2.ListScalesReply]]:
+        """How many instances each agent has and wants."""
+
+    @abc.abstractmethod
+    def ExplainScale(
+        self,
+        request: outrider.v1.operator_pb2.ExplainScaleRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[outrider.v1.operator_pb2.ExplainScaleReply, collections.abc.Awaitable[outrider.v1.operator_pb2.ExplainScaleReply]]:
+        """Why an agent has as many instances as it has: the last decisions with what they were taken from."""
+
+    @abc.abstractmethod
+    def ConfigureAutoScaling(
+        self,
+        request: outrider.v1.operator_pb2.ConfigureAutoScalingRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[outrider.v1.operator_pb2.AgentRecord, collections.abc.Awaitable[outrider.v1.operator_pb2.AgentRecord]]:
+        """Changes the fields of an agent's scaling policy that are set; a new version of its policy."""
+
+    @abc.abstractmethod
+    def PauseScaling(
+        self,
+        request: outrider.v1.operator_pb2.PauseScalingRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[outrider.v1.operator_pb2.ScaleRecord, collections.abc.Awaitable[outrider.v1.operator_pb2.ScaleRecord]]:
+        """Leaves the number of instances as it is until it is resumed."""
+
+    @abc.abstractmethod
+    def ResumeScaling(
+        self,
+        request: outrider.v1.operator_pb2.ResumeScalingRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[outrider.v1.operator_pb2.ScaleRecord, collections.abc.Awaitable[outrider.v1.operator_pb2.ScaleRecord]]:
+        """Decides again."""
 
     @abc.abstractmethod
     def GetCacheStats(

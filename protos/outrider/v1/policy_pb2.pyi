@@ -71,10 +71,13 @@ class EndpointPolicy(google.protobuf.message.Message):
     ADDRESS_FIELD_NUMBER: builtins.int
     WEIGHT_FIELD_NUMBER: builtins.int
     LABELS_FIELD_NUMBER: builtins.int
+    CAPACITY_FIELD_NUMBER: builtins.int
     address: builtins.str
     """`host:port`, `[v6]:port`, `dns:host:port` or `unix:/path`."""
     weight: builtins.int
     """Share of the picks relative to the others. Default: 1."""
+    capacity: builtins.int
+    """Calls at once that it serves; 0: not declared. Default: 0."""
     @property
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """What subsets and variants select by."""
@@ -85,9 +88,13 @@ class EndpointPolicy(google.protobuf.message.Message):
         address: builtins.str = ...,
         weight: builtins.int | None = ...,
         labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        capacity: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_weight", b"_weight", "weight", b"weight"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_weight", b"_weight", "address", b"address", "labels", b"labels", "weight", b"weight"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_capacity", b"_capacity", "_weight", b"_weight", "capacity", b"capacity", "weight", b"weight"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_capacity", b"_capacity", "_weight", b"_weight", "address", b"address", "capacity", b"capacity", "labels", b"labels", "weight", b"weight"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_capacity", b"_capacity"]) -> typing.Literal["capacity"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_weight", b"_weight"]) -> typing.Literal["weight"] | None: ...
 
 Global___EndpointPolicy: typing_extensions.TypeAlias = EndpointPolicy
@@ -464,23 +471,243 @@ Global___HedgePolicy: typing_extensions.TypeAlias = HedgePolicy
 
 @typing.final
 class LimitsPolicy(google.protobuf.message.Message):
-    """Bounds on what one sidecar does for one agent at a time."""
+    """How many calls run at once."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     MAX_IN_FLIGHT_FIELD_NUMBER: builtins.int
+    ENDPOINT_MAX_IN_FLIGHT_FIELD_NUMBER: builtins.int
+    ADAPTIVE_FIELD_NUMBER: builtins.int
+    MIN_IN_FLIGHT_FIELD_NUMBER: builtins.int
     max_in_flight: builtins.int
-    """Default: 4096."""
+    """Of one agent at one sidecar; the ceiling where the limit adapts. Default: 4096."""
+    endpoint_max_in_flight: builtins.int
+    """At the endpoint's own ingress; 0: as `ingress.capacity` says, else max_in_flight. Default: 0."""
+    adaptive: builtins.bool
+    """Gradient2 on the time to the first chunk of each method. Default: false."""
+    min_in_flight: builtins.int
+    """The floor where the limit adapts. Default: 1."""
     def __init__(
         self,
         *,
         max_in_flight: builtins.int | None = ...,
+        endpoint_max_in_flight: builtins.int | None = ...,
+        adaptive: builtins.bool | None = ...,
+        min_in_flight: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_max_in_flight", b"_max_in_flight", "max_in_flight", b"max_in_flight"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_max_in_flight", b"_max_in_flight", "max_in_flight", b"max_in_flight"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_adaptive", b"_adaptive", "_endpoint_max_in_flight", b"_endpoint_max_in_flight", "_max_in_flight", b"_max_in_flight", "_min_in_flight", b"_min_in_flight", "adaptive", b"adaptive", "endpoint_max_in_flight", b"endpoint_max_in_flight", "max_in_flight", b"max_in_flight", "min_in_flight", b"min_in_flight"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_adaptive", b"_adaptive", "_endpoint_max_in_flight", b"_endpoint_max_in_flight", "_max_in_flight", b"_max_in_flight", "_min_in_flight", b"_min_in_flight", "adaptive", b"adaptive", "endpoint_max_in_flight", b"endpoint_max_in_flight", "max_in_flight", b"max_in_flight", "min_in_flight", b"min_in_flight"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_adaptive", b"_adaptive"]) -> typing.Literal["adaptive"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_endpoint_max_in_flight", b"_endpoint_max_in_flight"]) -> typing.Literal["endpoint_max_in_flight"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_max_in_flight", b"_max_in_flight"]) -> typing.Literal["max_in_flight"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_min_in_flight", b"_min_in_flight"]) -> typing.Literal["min_in_flight"] | None: ...
 
 Global___LimitsPolicy: typing_extensions.TypeAlias = LimitsPolicy
+
+@typing.final
+class QueuePolicy(google.protobuf.message.Message):
+    """Calls that wait for a permit. The shares are of the permits given while calls of all lanes wait."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MAX_WAITING_FIELD_NUMBER: builtins.int
+    MAX_WAIT_MS_FIELD_NUMBER: builtins.int
+    SHARE_CRITICAL_FIELD_NUMBER: builtins.int
+    SHARE_HIGH_FIELD_NUMBER: builtins.int
+    SHARE_NORMAL_FIELD_NUMBER: builtins.int
+    SHARE_LOW_FIELD_NUMBER: builtins.int
+    CODEL_TARGET_MS_FIELD_NUMBER: builtins.int
+    CODEL_INTERVAL_MS_FIELD_NUMBER: builtins.int
+    max_waiting: builtins.int
+    """In all lanes of one agent at one sidecar; 0: nothing waits. Default: 4096."""
+    max_wait_ms: builtins.int
+    """However late the deadline is. Default: 30000."""
+    share_critical: builtins.float
+    """Default: 0.4."""
+    share_high: builtins.float
+    """Default: 0.3."""
+    share_normal: builtins.float
+    """Default: 0.2."""
+    share_low: builtins.float
+    """Default: 0.1."""
+    codel_target_ms: builtins.int
+    """A lane whose shortest wait stays above this sheds who waits twice as long; 0: off. Default: 5000."""
+    codel_interval_ms: builtins.int
+    """Over which the shortest wait is taken. Default: 1000."""
+    def __init__(
+        self,
+        *,
+        max_waiting: builtins.int | None = ...,
+        max_wait_ms: builtins.int | None = ...,
+        share_critical: builtins.float | None = ...,
+        share_high: builtins.float | None = ...,
+        share_normal: builtins.float | None = ...,
+        share_low: builtins.float | None = ...,
+        codel_target_ms: builtins.int | None = ...,
+        codel_interval_ms: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_codel_interval_ms", b"_codel_interval_ms", "_codel_target_ms", b"_codel_target_ms", "_max_wait_ms", b"_max_wait_ms", "_max_waiting", b"_max_waiting", "_share_critical", b"_share_critical", "_share_high", b"_share_high", "_share_low", b"_share_low", "_share_normal", b"_share_normal", "codel_interval_ms", b"codel_interval_ms", "codel_target_ms", b"codel_target_ms", "max_wait_ms", b"max_wait_ms", "max_waiting", b"max_waiting", "share_critical", b"share_critical", "share_high", b"share_high", "share_low", b"share_low", "share_normal", b"share_normal"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_codel_interval_ms", b"_codel_interval_ms", "_codel_target_ms", b"_codel_target_ms", "_max_wait_ms", b"_max_wait_ms", "_max_waiting", b"_max_waiting", "_share_critical", b"_share_critical", "_share_high", b"_share_high", "_share_low", b"_share_low", "_share_normal", b"_share_normal", "codel_interval_ms", b"codel_interval_ms", "codel_target_ms", b"codel_target_ms", "max_wait_ms", b"max_wait_ms", "max_waiting", b"max_waiting", "share_critical", b"share_critical", "share_high", b"share_high", "share_low", b"share_low", "share_normal", b"share_normal"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_codel_interval_ms", b"_codel_interval_ms"]) -> typing.Literal["codel_interval_ms"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_codel_target_ms", b"_codel_target_ms"]) -> typing.Literal["codel_target_ms"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_max_wait_ms", b"_max_wait_ms"]) -> typing.Literal["max_wait_ms"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_max_waiting", b"_max_waiting"]) -> typing.Literal["max_waiting"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_share_critical", b"_share_critical"]) -> typing.Literal["share_critical"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_share_high", b"_share_high"]) -> typing.Literal["share_high"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_share_low", b"_share_low"]) -> typing.Literal["share_low"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_share_normal", b"_share_normal"]) -> typing.Literal["share_normal"] | None: ...
+
+Global___QueuePolicy: typing_extensions.TypeAlias = QueuePolicy
+
+@typing.final
+class RatesPolicy(google.protobuf.message.Message):
+    """What may pass over time; 0: no limit. A limit in tokens reserves before a call and settles after it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    AGENT_REQUESTS_PER_MIN_FIELD_NUMBER: builtins.int
+    USER_REQUESTS_PER_MIN_FIELD_NUMBER: builtins.int
+    TENANT_REQUESTS_PER_MIN_FIELD_NUMBER: builtins.int
+    AGENT_TOKENS_PER_MIN_FIELD_NUMBER: builtins.int
+    USER_TOKENS_PER_MIN_FIELD_NUMBER: builtins.int
+    TENANT_TOKENS_PER_MIN_FIELD_NUMBER: builtins.int
+    BURST_S_FIELD_NUMBER: builtins.int
+    REPLY_TOKENS_FIELD_NUMBER: builtins.int
+    FLEET_WIDE_FIELD_NUMBER: builtins.int
+    agent_requests_per_min: builtins.float
+    """Default: 0.0."""
+    user_requests_per_min: builtins.float
+    """Default: 0.0."""
+    tenant_requests_per_min: builtins.float
+    """Default: 0.0."""
+    agent_tokens_per_min: builtins.float
+    """Default: 0.0."""
+    user_tokens_per_min: builtins.float
+    """Default: 0.0."""
+    tenant_tokens_per_min: builtins.float
+    """Default: 0.0."""
+    burst_s: builtins.float
+    """What so many seconds allow may come at once. Default: 10.0."""
+    reply_tokens: builtins.int
+    """Reserved for the reply of a call that does not bound it. Default: 1000."""
+    fleet_wide: builtins.bool
+    """Over all sidecars, by shares that the control plane gives; false: at each sidecar. Default: true."""
+    def __init__(
+        self,
+        *,
+        agent_requests_per_min: builtins.float | None = ...,
+        user_requests_per_min: builtins.float | None = ...,
+        tenant_requests_per_min: builtins.float | None = ...,
+        agent_tokens_per_min: builtins.float | None = ...,
+        user_tokens_per_min: builtins.float | None = ...,
+        tenant_tokens_per_min: builtins.float | None = ...,
+        burst_s: builtins.float | None = ...,
+        reply_tokens: builtins.int | None = ...,
+        fleet_wide: builtins.bool | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_agent_requests_per_min", b"_agent_requests_per_min", "_agent_tokens_per_min", b"_agent_tokens_per_min", "_burst_s", b"_burst_s", "_fleet_wide", b"_fleet_wide", "_reply_tokens", b"_reply_tokens", "_tenant_requests_per_min", b"_tenant_requests_per_min", "_tenant_tokens_per_min", b"_tenant_tokens_per_min", "_user_requests_per_min", b"_user_requests_per_min", "_user_tokens_per_min", b"_user_tokens_per_min", "agent_requests_per_min", b"agent_requests_per_min", "agent_tokens_per_min", b"agent_tokens_per_min", "burst_s", b"burst_s", "fleet_wide", b"fleet_wide", "reply_tokens", b"reply_tokens", "tenant_requests_per_min", b"tenant_requests_per_min", "tenant_tokens_per_min", b"tenant_tokens_per_min", "user_requests_per_min", b"user_requests_per_min", "user_tokens_per_min", b"user_tokens_per_min"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_agent_requests_per_min", b"_agent_requests_per_min", "_agent_tokens_per_min", b"_agent_tokens_per_min", "_burst_s", b"_burst_s", "_fleet_wide", b"_fleet_wide", "_reply_tokens", b"_reply_tokens", "_tenant_requests_per_min", b"_tenant_requests_per_min", "_tenant_tokens_per_min", b"_tenant_tokens_per_min", "_user_requests_per_min", b"_user_requests_per_min", "_user_tokens_per_min", b"_user_tokens_per_min", "agent_requests_per_min", b"agent_requests_per_min", "agent_tokens_per_min", b"agent_tokens_per_min", "burst_s", b"burst_s", "fleet_wide", b"fleet_wide", "reply_tokens", b"reply_tokens", "tenant_requests_per_min", b"tenant_requests_per_min", "tenant_tokens_per_min", b"tenant_tokens_per_min", "user_requests_per_min", b"user_requests_per_min", "user_tokens_per_min", b"user_tokens_per_min"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_agent_requests_per_min", b"_agent_requests_per_min"]) -> typing.Literal["agent_requests_per_min"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_agent_tokens_per_min", b"_agent_tokens_per_min"]) -> typing.Literal["agent_tokens_per_min"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_burst_s", b"_burst_s"]) -> typing.Literal["burst_s"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_fleet_wide", b"_fleet_wide"]) -> typing.Literal["fleet_wide"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_reply_tokens", b"_reply_tokens"]) -> typing.Literal["reply_tokens"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_tenant_requests_per_min", b"_tenant_requests_per_min"]) -> typing.Literal["tenant_requests_per_min"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_tenant_tokens_per_min", b"_tenant_tokens_per_min"]) -> typing.Literal["tenant_tokens_per_min"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_user_requests_per_min", b"_user_requests_per_min"]) -> typing.Literal["user_requests_per_min"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_user_tokens_per_min", b"_user_tokens_per_min"]) -> typing.Literal["user_tokens_per_min"] | None: ...
+
+Global___RatesPolicy: typing_extensions.TypeAlias = RatesPolicy
+
+@typing.final
+class DegradationPolicy(google.protobuf.message.Message):
+    """What is given up under pressure, one step after the other, and taken back in the opposite order."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ENABLED_FIELD_NUMBER: builtins.int
+    STEPS_FIELD_NUMBER: builtins.int
+    ENTER_FIELD_NUMBER: builtins.int
+    LEAVE_FIELD_NUMBER: builtins.int
+    ENTER_MS_FIELD_NUMBER: builtins.int
+    LEAVE_MS_FIELD_NUMBER: builtins.int
+    STALE_S_FIELD_NUMBER: builtins.int
+    RELEVANCE_FIELD_NUMBER: builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: builtins.int
+    enabled: builtins.bool
+    """Default: false."""
+    enter: builtins.float
+    """Pressure from which on the next step is taken. Default: 0.3."""
+    leave: builtins.float
+    """Pressure below which the last step is taken back. Default: 0.05."""
+    enter_ms: builtins.int
+    """How long the pressure must hold before each step. Default: 500."""
+    leave_ms: builtins.int
+    """How long it must be gone before each step back. Default: 5000."""
+    stale_s: builtins.int
+    """By serve_stale: how long past its time a stored reply may be served. Default: 86400."""
+    relevance: builtins.float
+    """By trim_context: blocks below it are left out, `verbatim` and unrated ones excepted. Default: 0.5."""
+    output_tokens: builtins.int
+    """By cap_output: the most a reply is asked to have. Default: 512."""
+    @property
+    def steps(self) -> Global___Texts:
+        """Default: serve_stale, trim_context, cap_output, hedge_off, shed_low, shed_normal."""
+
+    def __init__(
+        self,
+        *,
+        enabled: builtins.bool | None = ...,
+        steps: Global___Texts | None = ...,
+        enter: builtins.float | None = ...,
+        leave: builtins.float | None = ...,
+        enter_ms: builtins.int | None = ...,
+        leave_ms: builtins.int | None = ...,
+        stale_s: builtins.int | None = ...,
+        relevance: builtins.float | None = ...,
+        output_tokens: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_enabled", b"_enabled", "_enter", b"_enter", "_enter_ms", b"_enter_ms", "_leave", b"_leave", "_leave_ms", b"_leave_ms", "_output_tokens", b"_output_tokens", "_relevance", b"_relevance", "_stale_s", b"_stale_s", "enabled", b"enabled", "enter", b"enter", "enter_ms", b"enter_ms", "leave", b"leave", "leave_ms", b"leave_ms", "output_tokens", b"output_tokens", "relevance", b"relevance", "stale_s", b"stale_s", "steps", b"steps"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_enabled", b"_enabled", "_enter", b"_enter", "_enter_ms", b"_enter_ms", "_leave", b"_leave", "_leave_ms", b"_leave_ms", "_output_tokens", b"_output_tokens", "_relevance", b"_relevance", "_stale_s", b"_stale_s", "enabled", b"enabled", "enter", b"enter", "enter_ms", b"enter_ms", "leave", b"leave", "leave_ms", b"leave_ms", "output_tokens", b"output_tokens", "relevance", b"relevance", "stale_s", b"stale_s", "steps", b"steps"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_enabled", b"_enabled"]) -> typing.Literal["enabled"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_enter", b"_enter"]) -> typing.Literal["enter"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_enter_ms", b"_enter_ms"]) -> typing.Literal["enter_ms"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_leave", b"_leave"]) -> typing.Literal["leave"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_leave_ms", b"_leave_ms"]) -> typing.Literal["leave_ms"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_output_tokens", b"_output_tokens"]) -> typing.Literal["output_tokens"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_relevance", b"_relevance"]) -> typing.Literal["relevance"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_stale_s", b"_stale_s"]) -> typing.Literal["stale_s"] | None: ...
+
+Global___DegradationPolicy: typing_extensions.TypeAlias = DegradationPolicy
 
 @typing.final
 class OptimizationPolicy(google.protobuf.message.Message):
@@ -595,34 +822,142 @@ Global___OptimizationPolicy: typing_extensions.TypeAlias = OptimizationPolicy
 
 @typing.final
 class ScalingPolicy(google.protobuf.message.Message):
-    """Bounds for the scaler."""
+    """How many instances an agent has."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     MIN_INSTANCES_FIELD_NUMBER: builtins.int
     MAX_INSTANCES_FIELD_NUMBER: builtins.int
     TARGET_UTILIZATION_FIELD_NUMBER: builtins.int
+    ENABLED_FIELD_NUMBER: builtins.int
+    ENGINE_FIELD_NUMBER: builtins.int
+    CAPACITY_FIELD_NUMBER: builtins.int
+    SCALE_UP_FIELD_NUMBER: builtins.int
+    SCALE_DOWN_FIELD_NUMBER: builtins.int
+    COOLDOWN_S_FIELD_NUMBER: builtins.int
+    STABLE_WINDOW_S_FIELD_NUMBER: builtins.int
+    PANIC_WINDOW_S_FIELD_NUMBER: builtins.int
+    PANIC_THRESHOLD_FIELD_NUMBER: builtins.int
+    TOLERANCE_FIELD_NUMBER: builtins.int
+    MAX_UP_FIELD_NUMBER: builtins.int
+    MAX_DOWN_FIELD_NUMBER: builtins.int
+    IDLE_S_FIELD_NUMBER: builtins.int
+    ACTIVATION_WAIT_MS_FIELD_NUMBER: builtins.int
+    PREDICTIVE_FIELD_NUMBER: builtins.int
+    HORIZON_S_FIELD_NUMBER: builtins.int
+    INSTANCE_USD_PER_H_FIELD_NUMBER: builtins.int
+    MAX_USD_PER_H_FIELD_NUMBER: builtins.int
     min_instances: builtins.int
-    """Default: 1."""
+    """0: scales to zero, and the sidecars' queues hold calls until an instance is there. Default: 1."""
     max_instances: builtins.int
     """Default: 10."""
     target_utilization: builtins.float
-    """Default: 0.7."""
+    """What instances are sized for. Default: 0.7."""
+    enabled: builtins.bool
+    """Default: true."""
+    engine: builtins.str
+    """Of the control plane's configuration; empty: its default one. Default: ""."""
+    capacity: builtins.int
+    """Calls at once of one instance; 0: as its endpoints declare, else learnt. Default: 0."""
+    scale_up: builtins.float
+    """Utilization above which instances are added; at least the target. Default: 0.8."""
+    scale_down: builtins.float
+    """Utilization below which instances are taken away; at most the target. Default: 0.3."""
+    cooldown_s: builtins.int
+    """Between a change and a scale-down; never before a scale-up. Default: 300."""
+    stable_window_s: builtins.int
+    """Default: 60."""
+    panic_window_s: builtins.int
+    """Default: 6."""
+    panic_threshold: builtins.float
+    """Demand of the panic window over what is ready: from here on only upwards. Default: 2.0."""
+    tolerance: builtins.float
+    """A change by a smaller share is not made. Default: 0.1."""
+    max_up: builtins.float
+    """Times what is ready, per decision. Default: 1000.0."""
+    max_down: builtins.float
+    """What is ready is divided by it at most, per decision. Default: 2.0."""
+    idle_s: builtins.int
+    """Without demand before an agent goes to zero. Default: 300."""
+    activation_wait_ms: builtins.int
+    """How long calls wait for a first instance. Default: 30000."""
+    predictive: builtins.bool
+    """The larger of what is needed and what a linear forecast says. Default: false."""
+    horizon_s: builtins.int
+    """How far the forecast looks. Default: 30."""
+    instance_usd_per_h: builtins.float
+    """What one instance costs; 0: not known. Default: 0.0."""
+    max_usd_per_h: builtins.float
+    """What all instances may cost; 0: no cap. Default: 0.0."""
     def __init__(
         self,
         *,
         min_instances: builtins.int | None = ...,
         max_instances: builtins.int | None = ...,
         target_utilization: builtins.float | None = ...,
+        enabled: builtins.bool | None = ...,
+        engine: builtins.str | None = ...,
+        capacity: builtins.int | None = ...,
+        scale_up: builtins.float | None = ...,
+        scale_down: builtins.float | None = ...,
+        cooldown_s: builtins.int | None = ...,
+        stable_window_s: builtins.int | None = ...,
+        panic_window_s: builtins.int | None = ...,
+        panic_threshold: builtins.float | None = ...,
+        tolerance: builtins.float | None = ...,
+        max_up: builtins.float | None = ...,
+        max_down: builtins.float | None = ...,
+        idle_s: builtins.int | None = ...,
+        activation_wait_ms: builtins.int | None = ...,
+        predictive: builtins.bool | None = ...,
+        horizon_s: builtins.int | None = ...,
+        instance_usd_per_h: builtins.float | None = ...,
+        max_usd_per_h: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_max_instances", b"_max_instances", "_min_instances", b"_min_instances", "_target_utilization", b"_target_utilization", "max_instances", b"max_instances", "min_instances", b"min_instances", "target_utilization", b"target_utilization"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_max_instances", b"_max_instances", "_min_instances", b"_min_instances", "_target_utilization", b"_target_utilization", "max_instances", b"max_instances", "min_instances", b"min_instances", "target_utilization", b"target_utilization"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_activation_wait_ms", b"_activation_wait_ms", "_capacity", b"_capacity", "_cooldown_s", b"_cooldown_s", "_enabled", b"_enabled", "_engine", b"_engine", "_horizon_s", b"_horizon_s", "_idle_s", b"_idle_s", "_instance_usd_per_h", b"_instance_usd_per_h", "_max_down", b"_max_down", "_max_instances", b"_max_instances", "_max_up", b"_max_up", "_max_usd_per_h", b"_max_usd_per_h", "_min_instances", b"_min_instances", "_panic_threshold", b"_panic_threshold", "_panic_window_s", b"_panic_window_s", "_predictive", b"_predictive", "_scale_down", b"_scale_down", "_scale_up", b"_scale_up", "_stable_window_s", b"_stable_window_s", "_target_utilization", b"_target_utilization", "_tolerance", b"_tolerance", "activation_wait_ms", b"activation_wait_ms", "capacity", b"capacity", "cooldown_s", b"cooldown_s", "enabled", b"enabled", "engine", b"engine", "horizon_s", b"horizon_s", "idle_s", b"idle_s", "instance_usd_per_h", b"instance_usd_per_h", "max_down", b"max_down", "max_instances", b"max_instances", "max_up", b"max_up", "max_usd_per_h", b"max_usd_per_h", "min_instances", b"min_instances", "panic_threshold", b"panic_threshold", "panic_window_s", b"panic_window_s", "predictive", b"predictive", "scale_down", b"scale_down", "scale_up", b"scale_up", "stable_window_s", b"stable_window_s", "target_utilization", b"target_utilization", "tolerance", b"tolerance"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_activation_wait_ms", b"_activation_wait_ms", "_capacity", b"_capacity", "_cooldown_s", b"_cooldown_s", "_enabled", b"_enabled", "_engine", b"_engine", "_horizon_s", b"_horizon_s", "_idle_s", b"_idle_s", "_instance_usd_per_h", b"_instance_usd_per_h", "_max_down", b"_max_down", "_max_instances", b"_max_instances", "_max_up", b"_max_up", "_max_usd_per_h", b"_max_usd_per_h", "_min_instances", b"_min_instances", "_panic_threshold", b"_panic_threshold", "_panic_window_s", b"_panic_window_s", "_predictive", b"_predictive", "_scale_down", b"_scale_down", "_scale_up", b"_scale_up", "_stable_window_s", b"_stable_window_s", "_target_utilization", b"_target_utilization", "_tolerance", b"_tolerance", "activation_wait_ms", b"activation_wait_ms", "capacity", b"capacity", "cooldown_s", b"cooldown_s", "enabled", b"enabled", "engine", b"engine", "horizon_s", b"horizon_s", "idle_s", b"idle_s", "instance_usd_per_h", b"instance_usd_per_h", "max_down", b"max_down", "max_instances", b"max_instances", "max_up", b"max_up", "max_usd_per_h", b"max_usd_per_h", "min_instances", b"min_instances", "panic_threshold", b"panic_threshold", "panic_window_s", b"panic_window_s", "predictive", b"predictive", "scale_down", b"scale_down", "scale_up", b"scale_up", "stable_window_s", b"stable_window_s", "target_utilization", b"target_utilization", "tolerance", b"tolerance"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_activation_wait_ms", b"_activation_wait_ms"]) -> typing.Literal["activation_wait_ms"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_capacity", b"_capacity"]) -> typing.Literal["capacity"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_cooldown_s", b"_cooldown_s"]) -> typing.Literal["cooldown_s"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_enabled", b"_enabled"]) -> typing.Literal["enabled"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_engine", b"_engine"]) -> typing.Literal["engine"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_horizon_s", b"_horizon_s"]) -> typing.Literal["horizon_s"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_idle_s", b"_idle_s"]) -> typing.Literal["idle_s"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_instance_usd_per_h", b"_instance_usd_per_h"]) -> typing.Literal["instance_usd_per_h"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_max_down", b"_max_down"]) -> typing.Literal["max_down"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_max_instances", b"_max_instances"]) -> typing.Literal["max_instances"] | None: ...
     @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_max_up", b"_max_up"]) -> typing.Literal["max_up"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_max_usd_per_h", b"_max_usd_per_h"]) -> typing.Literal["max_usd_per_h"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_min_instances", b"_min_instances"]) -> typing.Literal["min_instances"] | None: ...
     @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_panic_threshold", b"_panic_threshold"]) -> typing.Literal["panic_threshold"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_panic_window_s", b"_panic_window_s"]) -> typing.Literal["panic_window_s"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_predictive", b"_predictive"]) -> typing.Literal["predictive"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_scale_down", b"_scale_down"]) -> typing.Literal["scale_down"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_scale_up", b"_scale_up"]) -> typing.Literal["scale_up"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_stable_window_s", b"_stable_window_s"]) -> typing.Literal["stable_window_s"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_target_utilization", b"_target_utilization"]) -> typing.Literal["target_utilization"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_tolerance", b"_tolerance"]) -> typing.Literal["tolerance"] | None: ...
 
 Global___ScalingPolicy: typing_extensions.TypeAlias = ScalingPolicy
 
@@ -647,6 +982,9 @@ class AgentPolicy(google.protobuf.message.Message):
     LIMITS_FIELD_NUMBER: builtins.int
     OPTIMIZATION_FIELD_NUMBER: builtins.int
     SCALING_FIELD_NUMBER: builtins.int
+    QUEUE_FIELD_NUMBER: builtins.int
+    RATES_FIELD_NUMBER: builtins.int
+    DEGRADATION_FIELD_NUMBER: builtins.int
     agent_id: builtins.str
     """The name calls use (`x-agent-id`)."""
     timeout_ms: builtins.int
@@ -687,7 +1025,7 @@ class AgentPolicy(google.protobuf.message.Message):
 
     @property
     def limits(self) -> Global___LimitsPolicy:
-        """Bounds on what one sidecar does for one agent at a time."""
+        """How many calls run at once."""
 
     @property
     def optimization(self) -> Global___OptimizationPolicy:
@@ -695,7 +1033,19 @@ class AgentPolicy(google.protobuf.message.Message):
 
     @property
     def scaling(self) -> Global___ScalingPolicy:
-        """Bounds for the scaler."""
+        """How many instances an agent has."""
+
+    @property
+    def queue(self) -> Global___QueuePolicy:
+        """Calls that wait for a permit."""
+
+    @property
+    def rates(self) -> Global___RatesPolicy:
+        """What may pass over time."""
+
+    @property
+    def degradation(self) -> Global___DegradationPolicy:
+        """What is given up under pressure."""
 
     def __init__(
         self,
@@ -715,9 +1065,12 @@ class AgentPolicy(google.protobuf.message.Message):
         limits: Global___LimitsPolicy | None = ...,
         optimization: Global___OptimizationPolicy | None = ...,
         scaling: Global___ScalingPolicy | None = ...,
+        queue: Global___QueuePolicy | None = ...,
+        rates: Global___RatesPolicy | None = ...,
+        degradation: Global___DegradationPolicy | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_max_timeout_ms", b"_max_timeout_ms", "_server_name", b"_server_name", "_timeout_ms", b"_timeout_ms", "_tls", b"_tls", "balancing", b"balancing", "breaker", b"breaker", "health_check", b"health_check", "hedge", b"hedge", "limits", b"limits", "max_timeout_ms", b"max_timeout_ms", "optimization", b"optimization", "outlier", b"outlier", "retry", b"retry", "scaling", b"scaling", "server_name", b"server_name", "timeout_ms", b"timeout_ms", "tls", b"tls"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_max_timeout_ms", b"_max_timeout_ms", "_server_name", b"_server_name", "_timeout_ms", b"_timeout_ms", "_tls", b"_tls", "agent_id", b"agent_id", "balancing", b"balancing", "breaker", b"breaker", "endpoints", b"endpoints", "health_check", b"health_check", "hedge", b"hedge", "limits", b"limits", "max_timeout_ms", b"max_timeout_ms", "optimization", b"optimization", "outlier", b"outlier", "retry", b"retry", "scaling", b"scaling", "server_name", b"server_name", "timeout_ms", b"timeout_ms", "tls", b"tls"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_max_timeout_ms", b"_max_timeout_ms", "_server_name", b"_server_name", "_timeout_ms", b"_timeout_ms", "_tls", b"_tls", "balancing", b"balancing", "breaker", b"breaker", "degradation", b"degradation", "health_check", b"health_check", "hedge", b"hedge", "limits", b"limits", "max_timeout_ms", b"max_timeout_ms", "optimization", b"optimization", "outlier", b"outlier", "queue", b"queue", "rates", b"rates", "retry", b"retry", "scaling", b"scaling", "server_name", b"server_name", "timeout_ms", b"timeout_ms", "tls", b"tls"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_max_timeout_ms", b"_max_timeout_ms", "_server_name", b"_server_name", "_timeout_ms", b"_timeout_ms", "_tls", b"_tls", "agent_id", b"agent_id", "balancing", b"balancing", "breaker", b"breaker", "degradation", b"degradation", "endpoints", b"endpoints", "health_check", b"health_check", "hedge", b"hedge", "limits", b"limits", "max_timeout_ms", b"max_timeout_ms", "optimization", b"optimization", "outlier", b"outlier", "queue", b"queue", "rates", b"rates", "retry", b"retry", "scaling", b"scaling", "server_name", b"server_name", "timeout_ms", b"timeout_ms", "tls", b"tls"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_max_timeout_ms", b"_max_timeout_ms"]) -> typing.Literal["max_timeout_ms"] | None: ...
     @typing.overload
