@@ -27,6 +27,7 @@ from grpc_health.v1.health import aio as health  # pyright: ignore[reportAttribu
 from bench.serve import announce, until_signal
 
 AGENT = "/test.Agent/"
+NATIVE = "/outrider.v1.Agent/Invoke"  # so that a native request may be looked at as it has come
 CONTROL = "/test.Peer/Control"
 SPANS = "/test.Peer/Spans"
 EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
@@ -70,6 +71,7 @@ class Peer(grpc.GenericRpcHandler):
         self.methods = {
             f"{AGENT}Unary": unary(functools.partial(self.unary, "Unary")),
             f"{AGENT}Other": unary(functools.partial(self.unary, "Other")),
+            NATIVE: unary(functools.partial(self.unary, "Invoke")),
             f"{AGENT}Download": download(functools.partial(self.download, "Download")),
             f"{AGENT}Upload": grpc.stream_unary_rpc_method_handler(functools.partial(self.upload, "Upload")),
             f"{AGENT}Chat": grpc.stream_stream_rpc_method_handler(functools.partial(self.chat, "Chat")),

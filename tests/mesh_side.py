@@ -19,10 +19,12 @@ from outrider_http2.shell import Reactor
 from outrider_sidecar import config
 from outrider_sidecar.core.resource import KIND_NAMES, Key, Resource
 from outrider_sidecar.edge.control_plane import ControlPlane
+from outrider_sidecar.edge.fleet_rates import FleetRates
 from outrider_sidecar.edge.load import Load
 from outrider_sidecar.edge.mesh import MeshLink
 from outrider_sidecar.edge.pushed import Pushed
 from outrider_sidecar.engines.overlay import overlay
+from outrider_sidecar.engines.shares import Shares
 from tests.mesh_peer import Watch
 
 ONE = Agent("one", (EndpointPolicy("a:1"),))
@@ -53,6 +55,7 @@ class Side:
         self.asked: list[bool] = []
         self.pushed = Pushed(directory, self._put_in_force, self._merge)
         self.plane = ControlPlane(config.Settings(control=addresses, **settings), lambda _: lambda: None)
+        self.rates = FleetRates(Shares(self.reactor.loop.time()), self.reactor.loop.time)
         self.link = MeshLink(
             self.reactor,
             self.plane,
@@ -62,6 +65,7 @@ class Side:
             lambda: 7,
             random.Random(1),
             lambda: 12.5,
+            self.rates,
         )
 
     def _put_in_force(self, held: Mapping[Key, Resource]) -> None:

@@ -305,6 +305,8 @@ class Wire:
             self.flow()
         for state in list(self.runtime.agents.values()):
             state.pool.tick(until)
+            state.admission.look(until)
+        self.flow()
 
     def call(
         self,
@@ -346,6 +348,11 @@ class Wire:
                 assert isinstance(stream.handler, Attempt)
                 owed = stream.handler.owed
                 assert stream.recv_window + stream.credit_due + owed == self.reactor.limits.stream_window_bytes
+        for state in self.states.values():
+            mine = [call for call in calls if call.route is not None and call.route.state is state]
+            queued = [call for call in mine if call.waiter is not None and not call.tried]
+            assert state.admission.queue.waiting == len(queued)
+            assert sum(state.admission.queue.lane_waiting()) == len(queued)
         for call in calls:
             assert not call.over
             if call.replied:
@@ -359,6 +366,7 @@ class Wire:
         counts = {
             "calls": len(self.runtime.calls),
             "permits": sum(state.in_flight for state in self.states.values()),
+            "queued": sum(state.admission.queue.waiting for state in self.states.values()),
             "pending": sum(link.endpoint.pending for link in self.links),
             "waiting": sum(len(link.waiting) for link in self.links),
             "held bytes": self.reactor.ledger.held_bytes,

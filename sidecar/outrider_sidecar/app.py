@@ -56,6 +56,7 @@ from outrider_sidecar.engines.epochs import Epochs
 from outrider_sidecar.engines.overlay import overlay
 from outrider_sidecar.engines.sampler import parse_sampler
 from outrider_sidecar.engines.series import Series
+from outrider_sidecar.filters.dispatch import FAILURES
 from outrider_sidecar.filters.trace import child_ids, span_of
 from outrider_sidecar.payloads import Payloads
 
@@ -141,7 +142,7 @@ class Sidecar:
         self._checks = Checks(runtime, rpc_factory(self.reactor, self._client_tls, server_name))
         self.admin = Admin(SidecarView(self))
         self.listeners: dict[str, Listener] = {}
-        self._ingress_snapshot: Snapshot | None = None
+        self._ingress_snapshot = Snapshot(Policy(), {}, ())
         self._stop = asyncio.Event()
         self._ticking: asyncio.Task[None] | None = None
         self._file_seen = stamp(settings.source)
@@ -151,6 +152,8 @@ class Sidecar:
         """The end of a call: one record for everybody."""
         if call.route is not None and not call.hop & DETACHED:
             call.route.state.calls += 1
+            if call.status in FAILURES:
+                call.route.state.failed += 1
         span = span_of(call, clock(), call.snapshot.kind)
         self.series.record(span)
         self.export.add(span)
@@ -172,10 +175,7 @@ class Sidecar:
             self._cache_file.restore()
         await self._listen("egress", settings.listen, lambda: runtime.snapshot)
         if settings.ingress is not None:
-            told = settings.ingress
-            ingress = stack.compile_ingress(told.agent_id, str(told.target), runtime, told.capacity)
-            self._ingress_snapshot = ingress
-            await self._listen("ingress", settings.ingress.listen, lambda: ingress)
+            await self._listen("ingress", settings.ingress.listen, lambda: self._ingress_snapshot)
         admin = settings.admin
         try:
             admin_port = await self.admin.listen(admin.host, admin.port)
@@ -213,9 +213,12 @@ class Sidecar:
             await asyncio.sleep(TICK_S)
             now = clock()
             try:
+                pressure = 0.0
                 for state in self.runtime.agents.values():
                     if state.pool is not None:
                         state.pool.tick(now)
+                        pressure = max(pressure, state.admission.look(now))
+                self.runtime.pressure = pressure
                 for tls in (self._server_tls, self._client_tls):
                     if tls is not None:
                         tls.poll()
@@ -259,6 +262,12 @@ class Sidecar:
             resources = self._control.resources if self._control is not None else {}
         policy = overlay(file if file is not None else self.settings.policy, resources)
         self.runtime.snapshot = stack.compile_snapshot(self._resolver.expand(policy), self.runtime)
+        told = self.settings.ingress
+        if told is not None:
+            ingress = stack.compile_ingress(told.agent_id, str(told.target), self.runtime, told.capacity, policy)
+            self._ingress_snapshot = ingress
+            if self._control is not None:
+                self._control.announce(ingress.policy.agents[told.agent_id].limits)
 
     def _compile_pushed(self, resources: Mapping[Key, Resource]) -> None:
         self._compile(resources=resources)

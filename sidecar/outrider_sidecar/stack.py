@@ -9,11 +9,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from types import ModuleType
 
-from outrider.policy import Agent, EndpointPolicy, Policy
+from outrider.policy import Agent, EndpointPolicy, Outlier, Policy, Scaling
 from outrider_sidecar.core.call import Step
 from outrider_sidecar.core.runtime import INGRESS_STATE, AgentState, Route, Runtime, Snapshot
 from outrider_sidecar.core.span import SERVER
-from outrider_sidecar.filters import admit, cache, deadline, dispatch, identify, payload, retry, trace
+from outrider_sidecar.filters import admit, cache, deadline, degrade, dispatch, identify, limit, payload, retry, trace
+from outrider_sidecar.filters.load_report import LoadReporter
 
 Snapshots = Callable[[], Snapshot]
 # Before the agent is known.
@@ -27,6 +28,8 @@ EGRESS: tuple[ModuleType, ...] = (
     deadline,  # before anything that may wait: the only filter that ends a call by time
     payload,  # above the cache: hits are shaped by it too
     cache,  # hits take no slot; whatever stands below runs once for all callers of a key
+    limit,  # below the cache: hits use up no rate; before anything is spent on a call that is refused
+    degrade,  # below the cache: a key is of what was asked; before calls wait, as their bytes do
     admit,  # after the cache: hits take no slot
     retry,  # below admit: an attempt reuses the permit
     dispatch,  # last: an attempt per pick
@@ -42,7 +45,7 @@ INGRESS: tuple[ModuleType, ...] = (
 )
 
 
-def compile_snapshot(policy: Policy, runtime: Runtime) -> Snapshot:
+def compile_snapshot(policy: Policy, runtime: Runtime, filters: tuple[ModuleType, ...] = EGRESS) -> Snapshot:
     """The snapshot of a policy for egress; live state is made, updated, or let go of.
 
     Routes of agents that are as they were are kept, so that a change costs what it changes.
@@ -58,13 +61,33 @@ def compile_snapshot(policy: Policy, runtime: Runtime) -> Snapshot:
     return Snapshot(policy, routes, _entry(runtime))
 
 
-def compile_ingress(agent_id: str, target: str, runtime: Runtime, capacity: int = 0) -> Snapshot:
-    """The snapshot of the ingress listener: everything goes to the one local agent, `capacity` calls at once if set."""
-    agent = Agent(agent_id, (EndpointPolicy(target),))
-    agent = replace(agent, tls=False, outlier=replace(agent.outlier, enabled=False))
-    if capacity:
-        agent = replace(agent, limits=replace(agent.limits, max_in_flight=capacity))
+def compile_ingress(
+    agent_id: str, target: str, runtime: Runtime, capacity: int = 0, policy: Policy | None = None
+) -> Snapshot:
+    """The snapshot of the ingress listener: everything goes to the one local agent.
+
+    Its limits, queue, deadlines and degradation are those of `policy`; at most `capacity` calls run at once if set.
+    """
+    told = policy.agents.get(agent_id) if policy is not None else None
+    known = told if told is not None else Agent(agent_id)
+    limits = known.limits
+    most = capacity or limits.endpoint_max_in_flight or limits.max_in_flight
+    agent = Agent(
+        agent_id,
+        (EndpointPolicy(target),),
+        timeout_ms=known.timeout_ms,
+        max_timeout_ms=known.max_timeout_ms,
+        tls=False,
+        outlier=Outlier(enabled=False),
+        limits=replace(limits, max_in_flight=most, min_in_flight=min(limits.min_in_flight, most)),
+        queue=known.queue,
+        degradation=known.degradation,
+        scaling=Scaling(),  # of its instances there is this one
+    )
     route = _route(agent, runtime, INGRESS, INGRESS_STATE + agent_id)
+    pool = route.state.pool
+    if pool.load_report is None:
+        pool.load_report = LoadReporter(route.state, runtime.clock()).literal_at
     return Snapshot(Policy({agent_id: agent}, agent_id), {agent_id: route}, _entry(runtime), SERVER)
 
 

@@ -14,15 +14,26 @@ from typing import Any
 
 import pytest
 
-from outrider.policy import Agent, Breaker, EndpointPolicy, Hedge, Limits, Optimization, Policy, Retry
+from outrider.policy import (
+    Agent,
+    Breaker,
+    Degradation,
+    EndpointPolicy,
+    Hedge,
+    Limits,
+    Optimization,
+    Policy,
+    Rates,
+    Retry,
+)
 from outrider_sidecar import stack
 from outrider_sidecar.core.call import Call
 from outrider_sidecar.core.runtime import AgentState, Runtime
-from outrider_sidecar.filters import admit, cache, deadline, dispatch, payload, retry
+from outrider_sidecar.filters import admit, cache, deadline, degrade, dispatch, limit, payload, retry
 from tests.wire import ECHO, Caller, Wire, agent, message
 
-LIVE = ("agent_id", "cache", "flights", "pool", "retry")  # of AgentState: what outlives a policy
-FILTERS = [deadline, payload, cache, admit, retry, dispatch]
+LIVE = ("agent_id", "cache", "flights", "pool", "rates", "retry")  # of AgentState: what outlives a policy
+FILTERS = [deadline, payload, cache, limit, degrade, admit, retry, dispatch]
 NATIVE = "/outrider.v1.Agent/InvokeStream"
 ASK = message(b"ask")
 
@@ -37,6 +48,8 @@ FULL = agent(
     hedge=Hedge(True, 30, 1, (ECHO,)),
     breaker=Breaker(True, 1, 100, 100),
     optimization=Optimization(cache_enabled=True, cache_methods=(ECHO,), cache_ttl=1, streaming=False),
+    rates=Rates(agent_requests_per_min=60, agent_tokens_per_min=600_000),
+    degradation=Degradation(True, enter=0.0001, leave=0.0, enter_ms=0),
 )
 EMPTY = Agent("a")
 POLICIES = {"plain": PLAIN, "full": FULL, "empty": EMPTY}
@@ -50,6 +63,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "large": {"body": message(b"x" * 1_100_000)},
     "native": {"body": ASK, "path": NATIVE},
     "native garbage": {"body": b"\xff" * 50, "path": NATIVE},
+    "native context": {"body": message(b"\x42\x05\x2d\0\0\0\0"), "path": NATIVE},  # a block of no relevance
 }
 FIELDS = [
     (),
@@ -130,6 +144,8 @@ class TestFilter:
         wire, state, runtime = parts(FULL)
         step = module.build(FULL, state, runtime)
         assert step is not None
+        while module is degrade and state.ladder.observe(1.0, 0.0):
+            pass  # until every step is taken
         answers: list[Any] = []
 
         def watched(call: Call) -> Any:
@@ -176,7 +192,16 @@ def test_all_filters_together_give_back_what_they_took(policy: str, request_name
 
 @pytest.mark.parametrize(
     ("module", "policy", "left_out"),
-    [(cache, PLAIN, True), (cache, FULL, False), (deadline, PLAIN, False), (dispatch, EMPTY, False)],
+    [
+        (cache, PLAIN, True),
+        (cache, FULL, False),
+        (limit, PLAIN, True),
+        (limit, FULL, False),
+        (degrade, PLAIN, True),
+        (degrade, FULL, False),
+        (deadline, PLAIN, False),
+        (dispatch, EMPTY, False),
+    ],
 )
 def test_a_filter_with_nothing_to_do_is_left_out(module: ModuleType, policy: Agent, left_out: bool) -> None:
     _, state, runtime = parts(policy)

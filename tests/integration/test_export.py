@@ -85,7 +85,7 @@ async def exporting(
 def call(number: int) -> Span:
     return Span(
         b"4bf92f3577b34da6a3ce929d0e0e4736", b"%016x" % number, b"00f067aa0ba902b7", b"v=1", 1, CLIENT,
-        "/pkg.Svc/Method", "tax", "127.0.0.1:9001", 1_763_800_000_000_000_000, 1_500, 0, "", 0, 0, 900, 100, 2_000,
+        "/pkg.Svc/Method", "tax", "127.0.0.1:9001", 1_763_800_000_000_000_000, 1_500, 0, "", None, 0, 900, 100, 2_000,
         "miss", "exact", "b", "s", "u",
         (Attempt("127.0.0.1:9001", 5, 1_400, 0),), Generation("invoke_agent", "m", "m", "stop", 5, 6),
     )  # fmt: skip

@@ -47,7 +47,7 @@ def sidecar(mesh: Mesh, peer: Peer, other: Peer) -> Sidecar:
         agent("poor", peer, outlier=OFF, retry={**retry, "budget_min_per_s": 0.0, "budget_ratio": 0.0}),
         agent("per-try", peer, outlier=OFF, retry={**retry, "per_try_timeout_ms": 100}),
         agent("never", peer, outlier=OFF, retry={"max_attempts": 1}),
-        agent("small", peer, outlier=OFF, limits={"max_in_flight": 2}),
+        agent("small", peer, outlier=OFF, limits={"max_in_flight": 2}, queue={"max_waiting": 0}),
         agent(
             "hedged", peer, other, outlier=OFF, hedge={"enabled": True, "delay_ms": 20, "idempotent_methods": methods}
         ),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 ABORTED: Final = -1  # the status an attempt cancelled by us ends with
 MAX_PUSHBACK_S: Final = 300.0  # what an endpoint may ask a retry to wait
+LOAD_REPORT: Final = b"endpoint-load-metrics-bin"  # ORCA, in trailers
 _CALL_ID: Final = b"x-outrider-call-id"  # every reply of a sidecar carries it: here it is an ingress's
 
 
@@ -126,7 +127,10 @@ class Attempt(Handler):
         if not self.first_byte:
             self.first_byte = True
             now = call.runtime.clock()
-            call.route.state.pool.balancer.first_byte(self.endpoint, now - self.started_at, now)
+            pool = call.route.state.pool
+            pool.balancer.first_byte(self.endpoint, now - self.started_at, now)
+            if pool.heard is not None:
+                pool.heard(call, now - self.started_at, now)
         if self.http_status:
             stream.credit(len(data))
             if end:
@@ -151,7 +155,15 @@ class Attempt(Handler):
             stream.reset(frames.CANCEL)  # the endpoint has answered before it had the whole request
         if status:
             call.message = errors.decode_message(rest.values.get(b"grpc-message", b""))
-        call.reply_tail(head, self.endpoint.connector.literal + rest.literals, status)
+        call.reply_tail(head, self._tail_extra(rest), status)
+
+    def _tail_extra(self, rest: Rest) -> bytes:
+        """What trailers carry beside their head; at an ingress the agent's load, where it has not told itself."""
+        extra = self.endpoint.connector.literal + rest.literals
+        report = self.call.route.state.pool.load_report
+        if report is not None and LOAD_REPORT not in rest.values:
+            extra += report(self.call.runtime.clock())
+        return extra
 
     def _only_tail(self, head: Head, rest: Rest) -> None:
         """A trailers-only reply: an error as a rule, and perhaps one worth another try."""
@@ -174,7 +186,7 @@ class Attempt(Handler):
             call.hop |= THROUGH_INGRESS
         if status:
             call.message = errors.decode_message(rest.values.get(b"grpc-message", b""))
-        call.reply_tail(head, self.endpoint.connector.literal + rest.literals, status)
+        call.reply_tail(head, self._tail_extra(rest), status)
 
     def _not_grpc(self) -> None:
         code = self.http_status
@@ -262,7 +274,7 @@ class Attempt(Handler):
             if status > 0:
                 penalty_s = max(0.0, pushback_s(rest) or 0.0)
             if pool.wants_reports:
-                report = rest.values.get(b"endpoint-load-metrics-bin")
+                report = rest.values.get(LOAD_REPORT)
                 if report is not None:
                     pool.report(endpoint, report, now)
         pool.settled(self, status, penalty_s, now)

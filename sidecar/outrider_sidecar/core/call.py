@@ -29,6 +29,14 @@ if TYPE_CHECKING:
 
 Step = Callable[["Call"], Any]
 
+# Lanes, as indices of `policy.LANES`.
+LOW: Final = 0
+NORMAL: Final = 1
+HIGH: Final = 2
+CRITICAL: Final = 3
+
+_LANES: Final = {b"low": LOW, b"normal": NORMAL, b"high": HIGH, b"critical": CRITICAL}
+
 CLIENT: Final = "client"  # `ended_by` of calls their caller cancelled
 # Trace id, span id, parent id, tracestate, flags.
 NO_TRACE: Final[tuple[bytes, bytes, bytes, bytes, int]] = (b"", b"", b"", b"", 0)
@@ -60,6 +68,7 @@ class Call(Request):
         "compared",
         "connect_s",
         "deadline",
+        "degraded",
         "done",
         "ended_by",
         "first_byte_at",
@@ -67,10 +76,12 @@ class Call(Request):
         "hedges",
         "hop",
         "ids",
+        "lane",
         "live",
         "message",
         "notes",
         "payload",
+        "queue_s",
         "reader",
         "replied",
         "reply_bytes",
@@ -88,6 +99,7 @@ class Call(Request):
         "tokens",
         "trace",
         "tried",
+        "waiter",
     )
 
     def __init__(
@@ -117,7 +129,11 @@ class Call(Request):
         self.tokens: ReplyFacts | None = None
         self.stages: list[Stage] | None = None
         self.tap: Tap | None = None  # the flight that listens to this reply
+        self.lane = NORMAL
+        self.queue_s = 0.0  # waited for admission
+        self.waiter: Any = None  # its place in the queue, while it waits (filters.admit)
         self.connect_s = 0.0  # waited for connections
+        self.degraded: list[str] | None = None  # steps of `policy.DEGRADATIONS` this call felt
         self.cache_verdict = ""
         self.cache_tier = ""
         self.cache_key = b""
@@ -164,6 +180,19 @@ class Call(Request):
         """First value of a metadata field, or empty."""
         return self.rest.values.get(name) or self.head.values.get(name, b"")
 
+    def read_lane(self) -> int:
+        """The lane the caller asks for: `x-priority`, else what the message says, else normal."""
+        raw = self.rest.values.get(b"x-priority") or self.head.values.get(b"x-priority")
+        if raw is not None:
+            lane = _LANES.get(raw)
+            if lane is None:
+                self.note("admit: x-priority is not one of low, normal, high, critical")
+                lane = NORMAL
+            self.lane = lane
+        elif self.payload is not None and 1 <= self.payload.priority <= 4:
+            self.lane = self.payload.priority - 1  # outrider.v1.Priority counts from 1
+        return self.lane
+
     def set_deadline(self, when: float) -> None:
         """The call ends by then (monotonic seconds; 0: never)."""
         if self.timer is not None:
@@ -185,6 +214,7 @@ class Call(Request):
         call.adapter = self.adapter
         call.payload = self.payload
         call.cache_key = self.cache_key
+        call.lane = self.lane
         call.hop = DETACHED
         return call
 
@@ -201,6 +231,11 @@ class Call(Request):
         call.attempts = self.attempts
         call.retrier = self.retrier
         call.live, self.live = self.live, 0
+        call.degraded = self.degraded
+        call.queue_s = self.queue_s
+        call.waiter, self.waiter = self.waiter, None
+        if call.waiter is not None:
+            call.waiter.call = call
         call.replied = self.replied
         call.first_byte_at = self.first_byte_at
         call.hop |= self.hop
@@ -223,7 +258,9 @@ class Call(Request):
 
     def go_on(self) -> None:
         """After a hand-over: if the work stood between two attempts, make the next one now."""
-        if self.attempt is None and not self.over and self.tried:
+        if self.waiter is not None:
+            self.route.state.admission.requeue(self)
+        elif self.attempt is None and not self.over and self.tried:
             self.steps[-1](self)
 
     def upstream_extra(self) -> bytes:

@@ -19,6 +19,7 @@ class Endpoint:
         "balance",
         "breaker",
         "calls",
+        "capacity",
         "connector",
         "draining",
         "ejected_until",
@@ -36,6 +37,7 @@ class Endpoint:
     def __init__(self, address: str, weight: int = 1, labels: Mapping[str, str] | None = None, now: float = 0.0):
         self.address = address
         self.weight = weight
+        self.capacity = 0  # calls at once that it says it serves; 0: it has not said
         self.labels: Mapping[str, str] = labels or {}
         self.added_at = now  # start of the slow-start ramp
         self.pending = 0  # attempts in flight

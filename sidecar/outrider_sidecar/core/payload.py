@@ -50,6 +50,7 @@ class RequestFacts:
     priority: int = 0  # outrider.v1.Priority
     model: str = ""  # asked for
     stream: bool = False
+    max_output_tokens: int = 0  # the most the reply may have; 0: not bounded, or not known
 
 
 @dataclass(slots=True)

@@ -126,6 +126,26 @@ class Request(Handler):
             ledger.hold(size)
         return not self.over
 
+    def replace_body(self, data: bytes) -> bool:
+        """Attempts send this in place of what came, which is the whole request; whether the call has survived it."""
+        self.body = [data]
+        self.body_bytes = len(data)
+        self.body_limit = max(self.body_limit, len(data))
+        held_bytes = len(data) if len(data) > BODY_BYTES_UNCOUNTED else 0
+        more_bytes = held_bytes - self.held_bytes
+        ledger = self.runtime.ledger
+        if more_bytes <= 0:
+            ledger.release(-more_bytes)
+            self.held_bytes = held_bytes
+            if not held_bytes:
+                ledger.stalled.pop(self, None)
+            return True
+        if not self.held_bytes:
+            ledger.stalled[self] = None
+        self.held_bytes = held_bytes
+        ledger.hold(more_bytes)
+        return not self.over
+
     def drop_body(self) -> None:
         """No further attempt will be made: forget what was kept for one."""
         self.body = None

@@ -29,7 +29,22 @@ INGRESS_STATE: Final = "ingress of "  # begins the name of an ingress's state: i
 class AgentState:
     """All live state of one agent. Filters put theirs into the slot of their name when they are built."""
 
-    __slots__ = ("agent_id", "cache", "calls", "capacity", "flights", "idle", "in_flight", "pool", "retry", "shed")
+    __slots__ = (
+        "admission",
+        "agent_id",
+        "cache",
+        "calls",
+        "capacity",
+        "failed",
+        "flights",
+        "idle",
+        "in_flight",
+        "ladder",
+        "pool",
+        "rates",
+        "retry",
+        "shed",
+    )
 
     def __init__(self, agent_id: str):
         self.agent_id = agent_id
@@ -37,9 +52,13 @@ class AgentState:
         self.capacity = 0  # how many may at once
         self.shed = 0  # calls ever that were refused for load
         self.calls = 0  # calls ever that are over
+        self.failed = 0  # of them, those that ended with a status that is the agent's or the mesh's failure
         self.idle = True  # had no call when the load was last reported: the next one is reported at once
         self.pool: Any = None  # endpoints, balancer, ejection, breaker (filters.dispatch)
         self.retry: Any = None  # budget (filters.retry)
+        self.admission: Any = None  # queue and limit (filters.admit)
+        self.ladder: Any = None  # degradation steps that are taken (filters.admit)
+        self.rates: Any = None  # limits over time (filters.limit)
         self.cache: Any = None  # stored replies, ghosts (filters.cache)
         self.flights: Any = None  # single-flight (filters.cache)
 
@@ -99,10 +118,12 @@ class Runtime:
         self.calls: set[Call] = set()
         self.agents: dict[str, AgentState] = {}
         self.snapshot = Snapshot(Policy(), {}, ())
+        self.pressure = 0.0  # the highest of all agents (filters.admit), at the last look
         self.secret = b""  # of this process: makes keys and hashes useless elsewhere
         self.seed = 0
         self.epochs: Any = None  # cache invalidation (engines.epochs)
         self.sampler: Any = None  # engines.sampler
+        self.shares: Any = None  # of limits over the fleet (engines.shares); None: no control plane is configured
         self.payloads: Any = None  # payload adapters
         self.record: Callable[[Call], Any] = _ignore  # what becomes of an ended call's facts
         self.woke: Callable[[], Any] = _nothing  # an agent that was idle has a call

@@ -52,6 +52,14 @@ class Details(NamedTuple):
     pick: tuple[str, ...] = ()  # "address score" of the endpoints compared for the last attempt
 
 
+class Admission(NamedTuple):
+    """How a call got in. Absent on calls that came in at once, in the normal lane, and gave up nothing."""
+
+    queue_us: int = 0  # waited for a permit
+    lane: str = "normal"  # of `policy.LANES`
+    degraded: tuple[str, ...] = ()  # steps of `policy.DEGRADATIONS` it felt
+
+
 class Span(NamedTuple):
     """One call at one hop. At most 30 fields: from there on CPython builds such a tuple at twice the price.
 
@@ -72,7 +80,7 @@ class Span(NamedTuple):
     total_us: int
     status: int  # gRPC status 0..16
     error: str = ""  # grpc-message, or what the sidecar says went wrong
-    queue_us: int = 0  # waited for admission
+    admission: Admission | None = None
     connect_us: int = 0  # waited for a connection
     first_byte_us: int = 0  # start of the call to the first byte of the reply
     request_bytes: int = 0  # message bytes, gRPC framing included

@@ -50,7 +50,9 @@ def line(span: Span) -> str:
         "request_bytes": span.request_bytes,
         "reply_bytes": span.reply_bytes,
     }
-    for name in ("queue_us", "connect_us", "first_byte_us", "cache", "cache_tier", "variant", "session", "notes"):
+    if span.admission is not None:
+        entry.update({name: value for name, value in span.admission._asdict().items() if value})
+    for name in ("connect_us", "first_byte_us", "cache", "cache_tier", "variant", "session", "notes"):
         value = getattr(span, name)
         if value:
             entry[name] = value

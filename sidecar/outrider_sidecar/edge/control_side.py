@@ -12,18 +12,21 @@ import time
 from collections.abc import Callable, Mapping
 
 from outrider.address import Address
+from outrider.policy import Limits
 from outrider_sidecar.config import Settings
 from outrider_sidecar.core import attributes
 from outrider_sidecar.core.resource import Key, Resource
 from outrider_sidecar.core.runtime import Runtime
 from outrider_sidecar.edge.control_plane import ControlPlane
 from outrider_sidecar.edge.export import CONTROL, Export
+from outrider_sidecar.edge.fleet_rates import FleetRates
 from outrider_sidecar.edge.load import loads
 from outrider_sidecar.edge.mesh import MeshLink
 from outrider_sidecar.edge.mesh_codec import Announced
 from outrider_sidecar.edge.purges import Purges
 from outrider_sidecar.edge.pushed import Pushed
 from outrider_sidecar.edge.view import COMPILED
+from outrider_sidecar.engines.shares import Shares
 
 
 class ControlSide:
@@ -48,6 +51,7 @@ class ControlSide:
             "version": version,
             "compiled": COMPILED,
         }
+        runtime.shares = Shares(runtime.clock())
         self.pushed = Pushed(settings.state_dir, put_in_force, purges.merge)
         self.link = MeshLink(
             runtime.reactor,
@@ -57,7 +61,10 @@ class ControlSide:
             lambda periodic: loads(runtime, periodic),
             lambda: export.dropped(CONTROL),
             runtime.rng,
+            rates=FleetRates(runtime.shares, runtime.clock),
         )
+        self._address = ""  # of the ingress, as it is announced
+        self._capacity = settings.ingress.capacity if settings.ingress is not None else 0
         runtime.woke = self.link.woke
 
     @property
@@ -75,13 +82,28 @@ class ControlSide:
         told = settings.ingress
         if told is not None:
             real = told.listen if told.listen.is_unix else Address(told.listen.host, ingress_port)
-            address = str(told.advertise or real)
-            self.link.announce((Announced(told.agent_id, address, told.labels, told.capacity),))
+            self._address = str(told.advertise or real)
+            self._say_where()
         self.pushed.start()
         self.link.start()
 
+    def announce(self, limits: Limits) -> None:
+        """The ingress's limits are these now: where they bound it, callers' sidecars and the scaler are told."""
+        told = self._settings.ingress
+        bounded = told is not None and (told.capacity or limits.max_in_flight != Limits().max_in_flight)
+        capacity = limits.max_in_flight if bounded and not limits.adaptive else 0
+        if capacity != self._capacity:
+            self._capacity = capacity
+            self._say_where()
+
+    def _say_where(self) -> None:
+        told = self._settings.ingress
+        if told is not None and self._address:
+            self.link.announce((Announced(told.agent_id, self._address, told.labels, self._capacity),))
+
     async def withdraw(self) -> None:
         """Speak for no endpoint any more: what listens is about to go."""
+        self._address = ""
         await self.link.withdraw()
 
     async def close(self) -> None:

@@ -24,6 +24,7 @@ from outrider_sidecar.core.metric import Family
 from outrider_sidecar.core.resource import KIND_NAMES, Resource
 from outrider_sidecar.edge import mesh_codec
 from outrider_sidecar.edge.control_plane import ControlPlane
+from outrider_sidecar.edge.fleet_rates import FleetRates
 from outrider_sidecar.edge.grpc_stream import Ended, MessageStream
 from outrider_sidecar.edge.load import Load
 from outrider_sidecar.edge.mesh_codec import Announced
@@ -40,6 +41,7 @@ WELCOME_TIMEOUT_S = 10.0  # a control plane that has just started is asked by ev
 PING_INTERVAL_S = 10.0
 PING_TIMEOUT_S = 10.0
 WITHDRAW_S = 1.0  # at most, for the last announcement to leave
+SESSION_S = 1.0  # what ends sooner is a failure
 _INTERVALS_MS = (100, 60_000)  # what a control plane may ask for
 _DEFAULT_INTERVAL_MS = 1_000
 
@@ -60,6 +62,7 @@ class MeshLink:
         spans_dropped: Callable[[], int],
         rng: random.Random,
         wall_clock: Callable[[], float] = time.time,
+        rates: FleetRates | None = None,
     ):
         self._reactor = reactor
         self._plane = plane
@@ -69,6 +72,7 @@ class MeshLink:
         self._spans_dropped = spans_dropped
         self._rng = rng
         self._wall_clock = wall_clock
+        self._rates = rates
         self._announced: Sequence[Announced] | None = None
         self._stream: MessageStream | None = None  # set while a control plane is there
         self._wake = asyncio.Event()
@@ -86,7 +90,12 @@ class MeshLink:
         self._task = self._reactor.loop.create_task(self._run(), name="mesh link")
 
     async def close(self) -> None:
-        """End the stream."""
+        """Give back what is held of limits over the fleet, and end the stream."""
+        if self._rates is not None and self._stream is not None and not self._stream.stalled:
+            uses = self._rates.give_back()
+            if uses:
+                self._stream.send(mesh_codec.load((), int(self._wall_clock() * 1e3), self._spans_dropped(), uses))
+                await asyncio.sleep(0)
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -116,17 +125,19 @@ class MeshLink:
     # -- the stream ------------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
-        failures = 0  # addresses in a row that said nothing
+        failures = 0  # addresses in a row that said nothing, or hung up at once
         while True:
             at = self._plane.current
             self._greeted = False
             reason = await self._session_ended(at)
             self._say_lost(at, reason)
             self._plane.move_on(at)
-            failures = 0 if self._greeted else failures + 1
+            # One that greets and hangs up is no better than a silent one: two of them would be asked in turns for ever.
+            lasted = self._greeted and clock() - self._connected_at >= SESSION_S
+            failures = 0 if lasted else failures + 1
             rounds, left = divmod(failures, len(self._plane.addresses))
             others = len(self._plane.addresses) > 1
-            if left or (self._greeted and others):
+            if left or (lasted and others):
                 continue  # the next address at once
             await asyncio.sleep(control_delay_s(max(1, rounds), self._rng))
 
@@ -186,6 +197,9 @@ class MeshLink:
         log.info("connected to the control plane at %s, version %s", address, self._welcome.version or "unknown")
 
     async def _take(self, stream: MessageStream, message: mesh_codec.Response) -> None:
+        if message.WhichOneof("message") == "grants" and self._rates is not None:
+            said = message.grants
+            self._rates.take(mesh_codec.read_grants(said), said.new_share, said.hash_key)
         if message.WhichOneof("message") != "update":
             return
         answer = await self._pushed.take(message.update)
@@ -214,7 +228,8 @@ class MeshLink:
             if not stream.stalled:  # a control plane that does not read needs no further figures
                 try:
                     found = self._loads(periodic)
-                    stream.send(mesh_codec.load(found, int(self._wall_clock() * 1e3), self._spans_dropped()))
+                    uses = self._rates.uses() if periodic and self._rates is not None else ()
+                    stream.send(mesh_codec.load(found, int(self._wall_clock() * 1e3), self._spans_dropped(), uses))
                     self.reports += 1
                 except Exception:
                     log.exception("a load report could not be made; the next one is due in %g s", interval_s)
@@ -244,6 +259,7 @@ class MeshLink:
             "updates": self._pushed.updates,
             "held": [_shown(one) for one in self._pushed.resources.values()],
             "refused": [{**_shown(one), "reason": one.reason} for one in self._pushed.refused.values()],
+            "rates": self._rates.state() if self._rates is not None else None,
         }
 
     def families(self) -> list[Family]:

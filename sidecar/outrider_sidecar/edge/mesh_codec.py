@@ -19,12 +19,13 @@ from outrider.v1 import mesh_pb2
 from outrider_sidecar.core.resource import ENDPOINTS, EPOCHS, KIND_NAMES, MESH, POLICY, Resource
 from outrider_sidecar.edge.load import Load
 from outrider_sidecar.engines.epochs import Epochs
+from outrider_sidecar.engines.shares import Granted, Use
 
 Response = mesh_pb2.WatchResponse
 UpdateMessage = mesh_pb2.Update
 Welcome = mesh_pb2.Welcome
 
-CAPABILITIES = ("policy.v1", "endpoints.v1", "epochs.v1", "load.v1")
+CAPABILITIES = ("policy.v1", "endpoints.v1", "epochs.v1", "load.v1", "quotas.v1")
 _BODIES = {POLICY: "policy", ENDPOINTS: "endpoints", EPOCHS: "epochs", MESH: "mesh"}
 _MAX_REASON_CHARS = 1_000
 
@@ -44,6 +45,15 @@ def read_response(data: bytes) -> Response:
         return Response.FromString(data)
     except DecodeError as error:
         raise ValueError(f"a message that is no WatchResponse: {error}") from None
+
+
+def read_grants(message: mesh_pb2.Grants) -> list[Granted]:
+    """The shares granted."""
+    return [
+        Granted(quota.agent_id, quota.scope, quota.key, quota.unit, one.share, one.version)
+        for one in message.grants
+        for quota in [one.quota]
+    ]
 
 
 def read_resource(message: mesh_pb2.Resource) -> Resource | None:
@@ -86,7 +96,10 @@ def _endpoints(name: str, message: Any) -> tuple[EndpointPolicy, ...]:
     for at, one in enumerate(message.endpoints):
         if one.agent_id not in ("", name):
             raise PolicyError(f"endpoints[{at}].agent_id", f"{one.agent_id!r} is sent under the name {name!r}")
-        rows.append({"address": one.address, "weight": one.weight or 1, "labels": dict(one.labels)})
+        capacity = max(0, one.capacity)
+        rows.append(
+            {"address": one.address, "weight": one.weight or 1, "labels": dict(one.labels), "capacity": capacity}
+        )
     return policy_parse.agent_from_mapping({"agent_id": name, "endpoints": rows}, "").endpoints
 
 
@@ -129,7 +142,7 @@ def ack(nonce: int, refused: Sequence[Resource], applied_us: int) -> bytes:
     return mesh_pb2.WatchRequest(ack=said).SerializeToString()
 
 
-def load(loads: Iterable[Load], now_unix_ms: int, spans_dropped: int) -> bytes:
+def load(loads: Iterable[Load], now_unix_ms: int, spans_dropped: int, uses: Iterable[Use] = ()) -> bytes:
     """A load report."""
     agents = []
     for one in loads:
@@ -140,11 +153,26 @@ def load(loads: Iterable[Load], now_unix_ms: int, spans_dropped: int) -> bytes:
             shed=one.shed,
             capacity=one.capacity,
             calls=one.calls,
+            queued=dict(one.queued),
+            shed_lanes=dict(one.shed_lanes),
+            longest_wait_ms=one.longest_wait_ms,
+            leaving=dict(one.leaving),
+            degradation=one.degradation,
+            degradation_step=one.degradation_step,
         )
         if one.cache is not None:
             row.cache.CopyFrom(mesh_pb2.CacheLoad(**one.cache._asdict()))
         agents.append(row)
-    said = mesh_pb2.LoadReport(now_unix_ms=now_unix_ms, agents=agents, spans_dropped=spans_dropped)
+    quotas = [
+        mesh_pb2.QuotaUse(
+            quota=mesh_pb2.Quota(agent_id=use.agent_id, scope=use.scope, key=use.key, unit=use.unit),
+            demand_per_s=use.demand_per_s,
+            share=use.share,
+            version=use.version,
+        )
+        for use in uses
+    ]
+    said = mesh_pb2.LoadReport(now_unix_ms=now_unix_ms, agents=agents, spans_dropped=spans_dropped, quotas=quotas)
     return mesh_pb2.WatchRequest(load=said).SerializeToString()
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+from outrider.policy import LANES
 from outrider_http2.shell import Reactor
 from outrider_sidecar import config
 from outrider_sidecar.core import call
 from outrider_sidecar.core.metric import Family, HistogramFamily, Labels
-from outrider_sidecar.core.runtime import AgentState, Runtime
+from outrider_sidecar.core.runtime import INGRESS_STATE, AgentState, Runtime
 from outrider_sidecar.edge.access_log import AccessLog
 from outrider_sidecar.edge.export import Export
 from outrider_sidecar.edge.listener import Listener
@@ -97,6 +98,7 @@ class SidecarView:
                     "weight": endpoint.weight,
                     "labels": dict(endpoint.labels),
                     "pending": endpoint.pending,
+                    "capacity": endpoint.capacity or None,
                     "calls": endpoint.calls,
                     "failures": endpoint.failures,
                     "connections": endpoint.connector.connections,
@@ -113,6 +115,10 @@ class SidecarView:
                     "agent_id": agent_id,
                     "strategy": route.agent.balancing.strategy,
                     "in_flight": route.state.in_flight,
+                    "limit": route.state.admission.limit,
+                    "waiting": dict(zip(LANES, route.state.admission.queue.lane_waiting(), strict=True)),
+                    "shed": dict(zip(LANES, route.state.admission.shed_lanes, strict=True)),
+                    "degraded": list(route.state.ladder.steps),
                     "panic": pool.panic,
                     "endpoints": endpoints,
                     "scores": scores,
@@ -164,6 +170,8 @@ class SidecarView:
             yield from sidecar.link.families()
         yield from self._process_families()
         yield from self._endpoint_families()
+        yield from self._admission_families()
+        yield from self._rate_families()
         yield from self._cache_families()
 
     def _process_families(self) -> Iterable[Family]:
@@ -199,6 +207,33 @@ class SidecarView:
         yield Family("outrider_endpoint_ready", "gauge", "1: may be picked.", labels, usable)
         yield Family("outrider_endpoint_pending", "gauge", "Attempts in flight.", labels, pending)
         yield Family("outrider_agent_in_flight", "gauge", "Calls holding a permit.", ("agent",), in_flight)
+
+    def _admission_families(self) -> Iterable[Family]:
+        waiting: list[tuple[Labels, float]] = []
+        shed: list[tuple[Labels, float]] = []
+        limits: list[tuple[Labels, float]] = []
+        steps: list[tuple[Labels, float]] = []
+        for name, state in self._sidecar.runtime.agents.items():
+            ingress = name.startswith(INGRESS_STATE)
+            agent_id, hop = (name[len(INGRESS_STATE) :], "ingress") if ingress else (name, "egress")
+            admission = state.admission
+            for lane, count, refused in zip(LANES, admission.queue.lane_waiting(), admission.shed_lanes, strict=True):
+                waiting.append(((agent_id, hop, lane), count))
+                shed.append(((agent_id, hop, lane), refused))
+            limits.append(((agent_id, hop), admission.limit))
+            steps.append(((agent_id, hop), state.ladder.level))
+        lanes = ("agent", "hop", "lane")
+        yield Family("outrider_queue_waiting", "gauge", "Calls that wait for a permit.", lanes, waiting)
+        yield Family("outrider_shed", "counter", "Calls refused for load.", lanes, shed)
+        yield Family("outrider_limit", "gauge", "Calls that may run at once.", ("agent", "hop"), limits)
+        yield Family("outrider_degradation_level", "gauge", "Degradation steps taken.", ("agent", "hop"), steps)
+
+    def _rate_families(self) -> Iterable[Family]:
+        limited: list[tuple[Labels, float]] = []
+        for agent_id, state in self._sidecar.runtime.agents.items():
+            if state.rates is not None:
+                limited += [((agent_id, name), count) for name, count in state.rates.refused.items()]
+        yield Family("outrider_rate_limited", "counter", "Calls over a limit.", ("agent", "limit"), limited)
 
     def _cache_families(self) -> Iterable[Family]:
         verdicts: list[tuple[Labels, float]] = []

@@ -1,9 +1,11 @@
 """The reply cache of one agent: LRU or LFU over a byte budget, freshness in time, tags.
 
-Always holds: the weights of what is kept never sum to more than `max_bytes`; nothing is served past `stale_until`;
-counters agree with the content; the work of one `get` or `put` is bounded by what it evicts. `now` is wall clock in
-unix seconds. An entry past its life goes when it is asked for, when space is needed, or when the sweep, which every
-`put` moves on by a few entries, comes by: LFU without it would keep dead entries for their past popularity.
+Always holds: the weights of what is kept never sum to more than `max_bytes`; nothing is served past `stale_until` but
+to those who ask for a late one; counters agree with the content; the work of one `get` or `put` is bounded by what it
+evicts. `now` is wall clock in unix seconds. An entry past its life goes when it is asked for, when space is needed, or
+when the sweep, which every `put` moves on by a few entries, comes by: LFU without it would keep dead entries for their
+past popularity. With `keep_s` an entry lives for so long after it was fresh at least, past `stale_until` for those
+alone who ask for a late one.
 
 Deliberately not here: keys (engines `cache_key`), invalidation of what has yet to be written (engines `epochs`: bump
 the epoch first, then purge to free memory), single-flight, disk.
@@ -71,6 +73,7 @@ class Cache:
         "evictions",
         "expired",
         "jitter",
+        "keep_s",
         "max_bytes",
         "max_object_bytes",
         "purged",
@@ -87,6 +90,7 @@ class Cache:
         jitter: float,
         stale_ratio: float,
         rng: Random,
+        keep_s: float = 0.0,
     ):
         self._store = _new_store(strategy)
         self._rng = rng
@@ -103,6 +107,7 @@ class Cache:
         self.max_object_bytes = max_object_bytes
         self.jitter = jitter
         self.stale_ratio = stale_ratio
+        self.keep_s = keep_s
 
     def __len__(self) -> int:
         return len(self._store)
@@ -116,12 +121,13 @@ class Cache:
         return int(self._store.currsize)
 
     def get(
-        self, key: bytes, now: float, max_age_s: float | None = None, tier: str = "raw"
+        self, key: bytes, now: float, max_age_s: float | None = None, tier: str = "raw", late: bool = False
     ) -> tuple[Entry | None, bool]:
         """(entry, False) when fresh, (entry, True) when it may be served while it is revalidated, else (None, False).
 
         `max_age_s` is the caller's own bound on the age (RFC 9111 5.2.1.1): it also rules stale entries out, but an
-        entry too old for this caller stays for others. `tier` is where a miss is counted.
+        entry too old for this caller stays for others. `tier` is where a miss is counted. `late`: an entry is stale
+        for `keep_s` at least.
         """
         entry = self._store.get(key)
         if entry is None:
@@ -135,13 +141,14 @@ class Cache:
             entry.used_at = now
             entry.uses += 1
             return entry, False
-        if now < entry.stale_until:
+        if now < entry.stale_until or (late and now < entry.fresh_until + self.keep_s):
             self.by_tier[entry.tier].stale += 1
             entry.used_at = now
             entry.uses += 1
             return entry, True
-        self._remove(entry)
-        self.expired += 1
+        if now >= entry.fresh_until + self.keep_s:
+            self._remove(entry)
+            self.expired += 1
         self.by_tier[tier].misses += 1
         return _MISS
 
@@ -174,7 +181,7 @@ class Cache:
         An entry stored in the future is refused: the clock has been set back and its age cannot be known.
         """
         if (
-            now >= entry.stale_until
+            self._is_dead(entry, now)
             or entry.stored_at > now + _CLOCK_SLACK_S
             or entry.tier not in self.by_tier
             or entry.key in self._store
@@ -219,14 +226,23 @@ class Cache:
         dropped = 0
         for _ in range(min(count, len(cursor))):
             key = cursor.pop()
-            if key in self._store and now >= (entry := _peek(self._store, key)).stale_until:
+            if key in self._store and self._is_dead(entry := _peek(self._store, key), now):
                 self._remove(entry)
                 dropped += 1
         self.expired += dropped
         return dropped
 
+    def _is_dead(self, entry: Entry, now: float) -> bool:
+        return now >= entry.stale_until and now >= entry.fresh_until + self.keep_s
+
     def reconfigure(
-        self, strategy: str, max_bytes: int, max_object_bytes: int, jitter: float, stale_ratio: float
+        self,
+        strategy: str,
+        max_bytes: int,
+        max_object_bytes: int,
+        jitter: float,
+        stale_ratio: float,
+        keep_s: float = 0.0,
     ) -> None:
         """Apply changed policy, keeping the hottest that fit. Lives already given stay as they are.
 
@@ -247,6 +263,7 @@ class Cache:
         self.max_object_bytes = max_object_bytes
         self.jitter = jitter
         self.stale_ratio = stale_ratio
+        self.keep_s = keep_s
         while self.size_bytes > max_bytes:
             self._evict()
 

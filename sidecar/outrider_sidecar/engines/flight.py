@@ -18,6 +18,7 @@ from outrider_http2.head import Head
 from outrider_http2.stream import Sink, Stream
 from outrider_sidecar.core import errors
 from outrider_sidecar.core.call import Call
+from outrider_sidecar.core.degraded import share
 from outrider_sidecar.core.stage import Tap
 
 STALL_S: Final = 10.0
@@ -119,12 +120,16 @@ class Flight(Tap):
         self.followers.append(call)
         call.attempt = Follower(self, call)
         if self.head is not None:
+            share(self.leader, call)
             call.reply_head(self.head, self.head_extra)
             for chunk in self.chunks or ():
                 call.reply_data(chunk)
         leader = self.leader
         if leader.down is NOBODY and leader.deadline and (not call.deadline or call.deadline > leader.deadline):
             leader.set_deadline(call.deadline)
+        if leader.waiter is not None:  # it waits for all of them: in the most urgent lane, for the latest deadline
+            leader.lane = max(leader.lane, call.read_lane())
+            leader.route.state.admission.requeue(leader)
         self.drained()  # the leader's own caller need not be waited for any more
 
     def leave(self, call: Call) -> None:
@@ -224,6 +229,7 @@ class Flight(Tap):
         self.head_extra = extra
         self.last_at = self.leader.runtime.clock()
         for follower in self.followers:
+            share(self.leader, follower)
             follower.reply_head(head, extra)
 
     def on_data(self, data: bytes) -> None:
@@ -280,6 +286,7 @@ class Flight(Tap):
             if not follower.over:
                 follower.attempt = None
                 follower.message = leader.message
+                share(leader, follower)
                 follower.reply_tail(head, extra, status)
 
     def _elect(self, followers: list[Call]) -> None:

@@ -1,4 +1,4 @@
-"""Decodes the load report an endpoint puts into its trailers (`endpoint-load-metrics-bin`).
+"""Decodes and encodes the load report an endpoint puts into its trailers (`endpoint-load-metrics-bin`).
 
 The bytes are an `xds.data.orca.v3.OrcaLoadReport`, after base64. Read by hand: the sidecar loads no protobuf for it.
 
@@ -20,6 +20,7 @@ MAX_BYTES = 8 * 1024
 MAX_ENTRIES = 64  # of one map
 
 _DOUBLE = Struct("<d").unpack_from
+_FIELD = Struct("<Bd").pack
 _FIGURES = {
     1: "cpu_utilization",
     2: "mem_utilization",
@@ -63,6 +64,15 @@ def decode_load_report(data: bytes) -> LoadReport | None:
     except (_Malformed, UnicodeDecodeError):
         return None
     return LoadReport(**fields)
+
+
+def encode_load_report(application_utilization: float, rps: float, eps: float) -> bytes:
+    """The report of these figures; those that are 0.0 are left out, as "not reported"."""
+    encoded = b""
+    for field, figure in ((6, rps), (7, eps), (9, application_utilization)):
+        if figure:
+            encoded += _FIELD(field << 3 | _FIXED64, figure)
+    return encoded
 
 
 def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:

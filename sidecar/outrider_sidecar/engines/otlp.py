@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from outrider_sidecar.core import attributes as names
 from outrider_sidecar.core import errors
-from outrider_sidecar.core.span import DETACHED, SERVER, THROUGH_INGRESS, Attempt, Generation, Span
+from outrider_sidecar.core.span import DETACHED, SERVER, THROUGH_INGRESS, Admission, Attempt, Generation, Span
 
 TEXT_MAX_CHARS: Final = 1_024
 _STATICS_MAX: Final = 1_024  # distinct static parts kept; all are dropped when callers invent more
@@ -148,7 +148,7 @@ class Encoder:
     `span()` gives one framed entry of `ScopeSpans.spans`; `request()` puts entries under the resource and the scope.
     """
 
-    __slots__ = ("_attempts", "_generations", "_resource", "_schema", "_scope", "_statics")
+    __slots__ = ("_admissions", "_attempts", "_generations", "_resource", "_schema", "_scope", "_statics")
 
     def __init__(self, resource: Mapping[str, Value], scope: str = names.SCOPE_NAME, scope_version: str = ""):
         body = b"".join(field(1, key_value(key, value)) for key, value in resource.items())
@@ -156,6 +156,7 @@ class Encoder:
         self._scope = field(1, _text(scope)) + (field(2, _text(scope_version)) if scope_version else b"")
         self._schema = field(3, names.SCHEMA_URL.encode())
         self._statics: dict[tuple[object, ...], bytes] = {}
+        self._admissions: dict[tuple[str, tuple[str, ...]], bytes] = {}
         self._attempts: dict[tuple[str, int, str], bytes] = {}
         self._generations: dict[tuple[str, str, str, str], bytes] = {}
 
@@ -175,7 +176,7 @@ class Encoder:
     def span(self, span: Span) -> bytes:
         (
             trace_id, span_id, parent_id, tracestate, flags, kind, method, agent_id, endpoint, start_unix_ns, total_us,
-            status, error, queue_us, connect_us, first_byte_us, request_bytes, reply_bytes, cache, cache_tier, variant,
+            status, error, admission, connect_us, first_byte_us, request_bytes, reply_bytes, cache, cache_tier, variant,
             session, unit, attempts, generation, tokens_saved, notes, hop, tenant, details,
         ) = span  # fmt: skip
         end_unix_ns = start_unix_ns + total_us * 1_000
@@ -198,8 +199,8 @@ class Encoder:
             parts.append(_REQUEST_BYTES(request_bytes))
         if reply_bytes:
             parts.append(_REPLY_BYTES(reply_bytes))
-        if queue_us:
-            parts.append(_QUEUE(queue_us))
+        if admission is not None:
+            self._admission(parts, admission)
         if connect_us:
             parts.append(_CONNECT(connect_us))
         if status:
@@ -269,6 +270,19 @@ class Encoder:
             static = _keep(self._attempts, key, b"".join(parts))
         body = _EVENT_TIME.pack(b"\x09", start_unix_ns + start_us * 1_000) + static + _ATTEMPT_US(total_us)
         return b"\x5a" + varint(len(body)) + body
+
+    def _admission(self, parts: list[bytes], admission: Admission) -> None:
+        queue_us, lane, degraded = admission
+        key = (lane, degraded)
+        static = self._admissions.get(key)
+        if static is None:
+            static = field(_SPAN_ATTRIBUTE, key_value(names.LANE, lane))
+            if degraded:
+                static += field(_SPAN_ATTRIBUTE, key_value(names.DEGRADED, degraded))
+            static = _keep(self._admissions, key, static)
+        parts.append(static)
+        if queue_us:
+            parts.append(_QUEUE(queue_us))
 
     def _generation(self, parts: list[bytes], generation: Generation) -> None:
         operation, model, reply_model, reason, input_tokens, output_tokens, cache_read, cache_write = generation

@@ -16,7 +16,7 @@ from typing import Final
 
 from outrider_sidecar.core import errors
 from outrider_sidecar.core.metric import Family, HistogramFamily, Labels
-from outrider_sidecar.core.span import Span
+from outrider_sidecar.core.span import Admission, Span
 
 OTHER: Final = "other"
 METHOD_MAX_CHARS: Final = 256  # a path may be as long as a header list; a label may not
@@ -56,7 +56,7 @@ class Row:
 class Series:
     """All rows of one sidecar. `max_methods` bounds what one agent's callers can invent, `max_rows` everything."""
 
-    __slots__ = ("_methods", "_rows", "_tokens", "max_methods", "max_models", "max_rows")
+    __slots__ = ("_degraded", "_methods", "_queues", "_rows", "_tokens", "max_methods", "max_models", "max_rows")
 
     def __init__(self, max_rows: int = 1_000, max_methods: int = 100, max_models: int = 200):
         self.max_rows = max_rows
@@ -65,6 +65,8 @@ class Series:
         self._rows: dict[Key, Row] = {}
         self._methods: dict[str, set[str]] = {}
         self._tokens: dict[tuple[str, str], list[int]] = {}
+        self._queues: dict[tuple[str, str], _Sum] = {}
+        self._degraded: dict[tuple[str, str], int] = {}
 
     def record(self, span: Span) -> None:
         """Count one finished call."""
@@ -92,6 +94,9 @@ class Series:
         row.reply_bytes += span.reply_bytes
         if span.generation is not None or span.tokens_saved:
             self._count_tokens(span)
+        admission = span.admission
+        if admission is not None:
+            self._count_admission(span.agent_id, admission)
 
     def _row(self, key: Key) -> Row:
         """A row for a key not met before: its own, or that of "other" where a bound is reached."""
@@ -127,6 +132,25 @@ class Series:
             counts[2] += generation.cache_read_tokens
             counts[3] += generation.cache_write_tokens
         counts[4] += span.tokens_saved
+
+    def _count_admission(self, agent_id: str, admission: Admission) -> None:
+        """Lanes and steps are few and fixed, agents are bounded as rows are."""
+        queue_us, lane, degraded = admission
+        if queue_us:
+            key = (agent_id, lane)
+            if key not in self._queues and len(self._queues) >= self.max_rows:
+                key = (OTHER, lane)
+            wait = self._queues.get(key)
+            if wait is None:
+                wait = self._queues[key] = _Sum()
+            bucket = bisect_left(BOUNDS_US, queue_us)
+            wait.buckets[bucket] = wait.buckets.get(bucket, 0) + 1
+            wait.sum_us += queue_us
+        for step in degraded:
+            key = (agent_id, step)
+            if key not in self._degraded and len(self._degraded) >= self.max_rows:
+                key = (OTHER, step)
+            self._degraded[key] = self._degraded.get(key, 0) + 1
 
     def rows(self) -> Iterable[tuple[Key, Row]]:
         return self._rows.items()
@@ -167,10 +191,22 @@ class Series:
             Family("outrider_request_bytes", "counter", "Message bytes from callers.", _LABELS[:2], received),
             Family("outrider_reply_bytes", "counter", "Message bytes to callers.", _LABELS[:2], answered),
             Family("outrider_tokens", "counter", "Model tokens.", ("agent", "model", "kind"), self._token_samples()),
+            Family("outrider_degraded", "counter", "Calls that felt a step.", ("agent", "step"), self._degraded_now()),
             _histogram("outrider_call_duration_seconds", "Start to end of a call.", _BY_CACHE, durations),
             _histogram("outrider_first_byte_seconds", "Start to the first byte of the reply.", _BY_CACHE, firsts),
             _histogram("outrider_endpoint_duration_seconds", "Calls by endpoint.", ("agent", "endpoint"), endpoints),
+            _histogram("outrider_queue_seconds", "Waits for a permit.", ("agent", "lane"), self._queues_now()),
         ]
+
+    def _queues_now(self) -> dict[Labels, _Sum]:
+        found: dict[Labels, _Sum] = {}
+        for key, wait in self._queues.items():
+            found[key] = _Sum()
+            found[key].add(wait.buckets, wait.sum_us)
+        return found
+
+    def _degraded_now(self) -> list[tuple[Labels, float]]:
+        return [(key, count) for key, count in self._degraded.items()]
 
     def _token_samples(self) -> list[tuple[Labels, float]]:
         return [

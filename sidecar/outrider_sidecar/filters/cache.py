@@ -2,17 +2,20 @@
 
 Always holds: a key contains agent, tenant, user (unless the policy shares per tenant), auth scope and epochs, so an
 answer never crosses them; only complete OK replies are stored; a call that cannot be cached says why on its span and
-goes on. Hits take no slot: everything below this step runs for flights only.
+goes on. Hits take no slot: everything below this step runs for flights only. A reply to a request that was thinned out
+under pressure is not stored, and its flight is joined only while callers would be given no better. While `serve_stale`
+is taken stored replies are served past their time, and none is refreshed.
 """
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-from outrider.policy import Agent, Optimization
+from outrider.policy import Agent, Degradation, Optimization
 from outrider_http2.hpack import literal
 from outrider_sidecar.core import errors
 from outrider_sidecar.core.call import Call, Step
+from outrider_sidecar.core.degraded import CAP_OUTPUT, SERVE_STALE, TRIM_CONTEXT, mark, thinned
 from outrider_sidecar.core.entry import Entry
 from outrider_sidecar.core.payload import TOO_LARGE, Payload, RequestFacts, why_not_stored
 from outrider_sidecar.core.runtime import AgentState, Runtime
@@ -52,13 +55,15 @@ class CacheFilter:
         self._policy = policy
         self._agent_id = agent.agent_id
         self._runtime = runtime
+        self._state = state
+        self._keeps = _keep_s(agent.degradation) > 0.0
         self._scopes = AuthScopes(policy.cache_auth_claims, runtime.secret)
         self._claims = bool(policy.cache_auth_claims)
         self._per_user = policy.cache_scope == "user"
         self._paced = policy.cache_replay == "paced"
         self._adapters: dict[bytes, Payload | None] = {}
         self._parts: dict[Any, tuple[str, str, bytes]] = {}
-        self._cache: CacheState = _state_for(policy, state, runtime)
+        self._cache: CacheState = _state_for(agent, state, runtime)
 
     # -- the step --------------------------------------------------------------------------------------------------
 
@@ -95,28 +100,41 @@ class CacheFilter:
         cache = self._cache
         now = self._runtime.wall_clock()
         entry, stale = None, False
+        late = self._keeps and self._takes(SERVE_STALE)
         if wish is None:
-            entry, stale = cache.store.get(key, now, None, facts.tier)
+            entry, stale = cache.store.get(key, now, None, facts.tier, late)
         elif not wish.no_cache:
-            entry, stale = cache.store.get(key, now, wish.max_age_s, facts.tier)
+            entry, stale = cache.store.get(key, now, wish.max_age_s, facts.tier, late)
         if entry is not None and not _accepts(call, entry):
             entry = None
         if entry is not None:
             if cache.ghosts is not None:
                 cache.ghosts.record(key, entry.weight_bytes, True, now, entry.fresh_until - entry.stored_at)
             self._verdict(call, "stale" if stale else "hit")
-            if stale and key not in cache.flights:
+            if stale and late:
+                mark(call, SERVE_STALE)
+            elif stale and key not in cache.flights:
                 self._revalidate(call, key, facts, adapter)
             self._replay(call, entry)
             return True
         flight = cache.flights.get(key)
-        if flight is not None and flight.open and (wish is None or not wish.no_cache):
+        if flight is not None and self._joins(flight) and (wish is None or not wish.no_cache):
             self._verdict(call, "coalesced")
             flight.join(call)
             return True
         self._verdict(call, "miss")
         self._begin(call, key, facts, adapter)
         return None
+
+    def _takes(self, step: str) -> bool:
+        ladder = self._state.ladder
+        return ladder is not None and ladder.level > 0 and bool(ladder.takes(step))
+
+    def _joins(self, flight: Flight) -> bool:
+        """Whether a caller may follow: a reply made from less is only for those who would get no other."""
+        if not flight.open:
+            return False
+        return not thinned(flight.leader) or self._takes(TRIM_CONTEXT) or self._takes(CAP_OUTPUT)
 
     def _bypass(self, call: Call, reason: str) -> bool | None:
         self._verdict(call, "bypass")
@@ -183,7 +201,7 @@ class CacheFilter:
             del flights[flight.key]
         facts, adapter, leader = flight.facts, flight.adapter, flight.leader
         weight = 0
-        if status == errors.OK and flight.chunks is not None and flight.head is not None:
+        if status == errors.OK and flight.chunks is not None and flight.head is not None and not thinned(leader):
             reply = leader.tokens
             if reply is None:
                 encoding = flight.head.values.get(b"grpc-encoding", b"")
@@ -271,7 +289,13 @@ class Pace:
                 return
 
 
-def _state_for(policy: Optimization, state: AgentState, runtime: Runtime) -> CacheState:
+def _keep_s(policy: Degradation) -> float:
+    """How long entries outlive their time, for the day they are wanted."""
+    return float(policy.stale_s) if policy.enabled and SERVE_STALE in policy.steps else 0.0
+
+
+def _state_for(agent: Agent, state: AgentState, runtime: Runtime) -> CacheState:
+    policy, keep_s = agent.optimization, _keep_s(agent.degradation)
     found: CacheState | None = state.cache
     ghosts = Ghosts(policy.cache_strategy, policy.cache_max_bytes) if policy.cache_ghosts else None
     if found is None:
@@ -282,6 +306,7 @@ def _state_for(policy: Optimization, state: AgentState, runtime: Runtime) -> Cac
             policy.cache_jitter,
             policy.cache_stale_ratio,
             runtime.rng,
+            keep_s,
         )
         found = state.cache = CacheState(store, ghosts)
     else:
@@ -291,6 +316,7 @@ def _state_for(policy: Optimization, state: AgentState, runtime: Runtime) -> Cac
             policy.cache_max_object_bytes,
             policy.cache_jitter,
             policy.cache_stale_ratio,
+            keep_s,
         )
         if ghosts is None or found.ghosts is None or policy != found.policy:
             found.ghosts = ghosts

@@ -2,14 +2,16 @@
 
 Always holds: an endpoint's live state survives policy changes for as long as its address stays configured; an endpoint
 that is no longer configured drains (no new attempts) and goes when its last attempt is over; feedback of every attempt
-reaches balancer, outlier detector and breaker.
+reaches balancer, outlier detector and breaker; an endpoint that declares a capacity is given no more calls at once, but
+where a call must not wait.
 """
 
 from __future__ import annotations
 
 from base64 import b64decode
 from binascii import Error as Base64Error
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 from outrider.policy import Agent
 from outrider_sidecar.core import errors
@@ -44,6 +46,13 @@ class Pool:
         self.endpoints: dict[str, Endpoint] = {}
         self.leaving: set[Endpoint] = set()
         self.panic = False
+        self.able: list[Endpoint] = []  # may be picked
+        self.empty = True  # no endpoint is configured
+        self.crowded = False  # there may be no slot: ask `has_room`
+        self.admission: Any = None  # whose calls wait for slots (filters.admit)
+        self.heard: Callable[[Call, float, float], Any] | None = None  # is told of first chunks, while it needs to know
+        self.load_report: Callable[[float], bytes] | None = None  # ingress: a literal for trailers that have none
+        self._limited = False  # an endpoint that may be picked declares a capacity
         self._several = False  # endpoints that may be picked: with one there is nothing to compare
         self._next_change_at = float("inf")
         self._next_sweep_at = now
@@ -85,6 +94,7 @@ class Pool:
                 self.endpoints[address] = endpoint
                 endpoint.connector.begin(self.changed)
             endpoint.weight = policy.weight
+            endpoint.capacity = policy.capacity
             endpoint.labels = policy.labels
         self._detector.update(list(self.endpoints.values()))
         self._breaker.update(self.endpoints.values(), now)
@@ -98,9 +108,25 @@ class Pool:
         """Work out anew who may be picked."""
         members = self.endpoints.values()
         able, self.panic = usable(members, self.agent.balancing, now)
+        self.able = able
+        self.empty = not self.endpoints
+        self._limited = any([endpoint.capacity for endpoint in able])
+        self.crowded = self._limited or self.empty
         self._several = len(able) > 1
         self._next_change_at = next_change_at(members, now)
         self.balancer.update(able, now)
+        if self.admission is not None:
+            self.admission.moved()
+
+    def has_room(self) -> bool:
+        """Whether an endpoint that may be picked has a free slot; True as well where none may be picked."""
+        able = self.able
+        if not self._limited or not able:
+            return True
+        for endpoint in able:  # noqa: SIM110 - a generator costs more than the first look
+            if not endpoint.capacity or endpoint.pending < endpoint.capacity:
+                return True
+        return False
 
     def tick(self, now: float) -> None:
         """Time passes: sweep outliers, let ejected endpoints return."""
@@ -119,7 +145,10 @@ class Pool:
             if endpoint.pending:
                 self.leaving.add(endpoint)
         self.endpoints.clear()
+        self.able = []
         self.balancer.update([], self._runtime.clock())
+        if self.admission is not None:
+            self.admission.close()
 
     # -- attempts --------------------------------------------------------------------------------------------------
 
@@ -131,6 +160,11 @@ class Pool:
         denied: list[Endpoint] = []
         while True:
             endpoint = self.balancer.pick(now, key, avoid)
+            if endpoint is not None and self._limited and 0 < endpoint.capacity <= endpoint.pending:
+                full = [one for one in self.able if 0 < one.capacity <= one.pending]
+                endpoint = self.balancer.pick(now, key, [*call.tried, *denied, *full])
+                if endpoint in full:  # what is left was tried: better once more than over its capacity
+                    endpoint = self.balancer.pick(now, key, [*denied, *full])
             if endpoint is None:
                 return None
             grant = None
@@ -163,6 +197,9 @@ class Pool:
 
     def dispatch(self, call: Call) -> bool:
         """The step: launch an attempt, or say why not."""
+        if call.tried and self._limited and not self.has_room():
+            parked: bool = self.admission.park(call)
+            return parked
         attempt = self.make(call)
         if attempt is None:
             return call.fail(errors.UNAVAILABLE, self._why_none())
@@ -201,6 +238,8 @@ class Pool:
                 self.refresh(now)
         if endpoint.draining and not endpoint.pending:
             self.leaving.discard(endpoint)
+        if self._limited:
+            self.admission.moved()  # a slot is free
 
     def report(self, endpoint: Endpoint, encoded: bytes, now: float) -> None:
         """An ORCA report in trailers (base64, as -bin metadata is)."""
@@ -231,6 +270,7 @@ def build(agent: Agent, state: AgentState, runtime: Runtime) -> Step:
     """The step for one agent; its pool is made or updated."""
     if state.pool is None:
         state.pool = Pool(agent, runtime, runtime.clock())
+        state.pool.admission = state.admission
     else:
         state.pool.update(agent, runtime.clock())
     return state.pool.dispatch

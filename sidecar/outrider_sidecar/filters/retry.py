@@ -3,7 +3,7 @@
 Always holds: nothing is retried once reply headers have gone to the caller, nor when the request can no longer be
 replayed whole; what the endpoint vouches it did not process (REFUSED_STREAM, GOAWAY, no connection) is tried again at
 once and costs no budget; everything else costs budget and waits a jittered backoff or the endpoint's pushback. Only
-methods the policy calls idempotent are hedged.
+methods the policy calls idempotent are hedged, and none while `hedge_off` is taken.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from outrider_http2.head import Rest
 from outrider_sidecar.core import errors
 from outrider_sidecar.core.attempt import Attempt, pushback_s
 from outrider_sidecar.core.call import Call, Step
+from outrider_sidecar.core.degraded import HEDGE_OFF, mark
 from outrider_sidecar.core.runtime import AgentState, Runtime
 from outrider_sidecar.engines.backoff import retry_delay_s
 from outrider_sidecar.engines.budget import RetryBudget
@@ -88,6 +89,11 @@ class Retrier:
         if call.over or call.replied or call.body is None or not call.request_ended or call.attempt is None:
             return
         first = call.attempt
+        if not self._state.pool.has_room():
+            return  # a hedge takes a free slot or none
+        if self._state.ladder.takes(HEDGE_OFF):
+            mark(call, HEDGE_OFF)
+            return
         hedge = self._state.pool.make(call)
         if hedge is None:
             return

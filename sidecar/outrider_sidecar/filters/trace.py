@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from outrider.policy import LANES
 from outrider_http2.hpack import literal
-from outrider_sidecar.core.call import Call, Step
+from outrider_sidecar.core.call import NORMAL, Call, Step
 from outrider_sidecar.core.runtime import Runtime
-from outrider_sidecar.core.span import CLIENT, Attempt, Details, Generation, Span
+from outrider_sidecar.core.span import CLIENT, Admission, Attempt, Details, Generation, Span
 from outrider_sidecar.engines.sampler import Sampler
 from outrider_sidecar.engines.trace_context import build as build_traceparent
 from outrider_sidecar.engines.trace_context import parse, tracestate
@@ -84,7 +85,7 @@ def span_of(call: Call, now: float, kind: int = CLIENT) -> Span:
         int((now - started_at) * 1e6),
         status,
         call.message,
-        0,
+        _admission(call) if call.queue_s or call.lane != NORMAL or call.degraded is not None else None,
         int(call.connect_s * 1e6),
         int((first_byte_at - started_at) * 1e6) if first_byte_at else 0,
         call.request_bytes,
@@ -102,6 +103,10 @@ def span_of(call: Call, now: float, kind: int = CLIENT) -> Span:
         tenant.decode("utf-8", "replace") if tenant else facts.tenant_id if facts is not None else "",
         details,
     )
+
+
+def _admission(call: Call) -> Admission:
+    return Admission(int(call.queue_s * 1e6), LANES[call.lane], tuple(call.degraded or ()))
 
 
 def _details(call: Call) -> Details | None:

@@ -5,7 +5,7 @@ priority, request id and attributes that are not answer attributes: two requests
 serializer nor by who asks. Fields of a newer contract stay in it: they may decide the answer.
 
 Parsing is protobuf's C library: 1 us for 1 KB, 3.5 MB resident once loaded. That is why nothing imports this module
-before the first native call (`payloads`). Deliberately not here: rewriting messages.
+before the first native call (`payloads`). Deliberately not here: rewriting messages (`rewrite`).
 """
 
 from __future__ import annotations
@@ -87,6 +87,7 @@ class NativePayload:
             request.priority,
             request.generation.model,
             self._stream,
+            request.generation.max_output_tokens,
         )
         if facts.reason:
             facts.cacheable = False

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from dataclasses import replace
 from types import ModuleType
 
-from outrider.policy import Agent, EndpointPolicy, Optimization, Policy
+from outrider.policy import Agent, EndpointPolicy, Limits, Optimization, Policy, Queue
 from outrider_sidecar import stack
 from outrider_sidecar.core.span import CLIENT, SERVER
-from outrider_sidecar.filters import admit, cache, deadline, dispatch, identify, payload, retry, trace
+from outrider_sidecar.engines.orca import decode_load_report
+from outrider_sidecar.filters import admit, cache, deadline, degrade, dispatch, identify, payload, retry, trace
 from tests.wire import Wire, agent, message
 
 ASK, ANSWER = message(b"ask"), message(b"answer")
@@ -22,7 +24,7 @@ def before(order: tuple[ModuleType, ...], *modules: ModuleType) -> bool:
 
 def test_the_order_of_the_filters() -> None:
     assert stack.ENTRY == (trace, identify)
-    assert before(stack.EGRESS, deadline, payload, cache, admit, retry, dispatch)
+    assert before(stack.EGRESS, deadline, payload, cache, degrade, admit, retry, dispatch)
     assert before(stack.INGRESS, deadline, payload, admit, dispatch)
     for order in (stack.EGRESS, stack.INGRESS):
         assert order[-1] is dispatch
@@ -63,13 +65,47 @@ def test_routes_of_agents_that_do_not_change_are_kept() -> None:
     assert wire.runtime.snapshot.routes["a"].state is wire.state("a")
 
 
-def test_an_ingress_refuses_what_is_over_its_capacity() -> None:
+def ingress(policy: Policy, capacity: int = 0) -> Wire:
     wire = Wire(Policy())
-    wire.runtime.snapshot = stack.compile_ingress("a", "local:1", wire.runtime, 1)
+    wire.runtime.snapshot = stack.compile_ingress("a", "local:1", wire.runtime, capacity, policy)
     wire.states.update({id(state): state for state in wire.runtime.agents.values()})
+    return wire
+
+
+def test_at_an_ingress_what_is_over_its_capacity_waits() -> None:
+    wire = ingress(Policy(), 1)
     first, second = wire.call(body=ASK), wire.call(body=ASK)
-    assert (first.status, second.status) == (None, 8)
+    assert (len(wire.served), first.status, second.status) == (1, None, None)
     first.cancel()
+    assert len(wire.served) == 2
+    second.cancel()
+    wire.assert_clean()
+
+
+def test_an_ingress_is_under_the_limits_queue_and_deadlines_of_its_agents_policy() -> None:
+    agent = Agent("a", timeout_ms=2_000, limits=Limits(endpoint_max_in_flight=2), queue=Queue(max_waiting=1))
+    wire = ingress(Policy({"a": agent}))
+    callers = [wire.call(body=ASK) for _ in range(4)]
+    assert [caller.status for caller in callers] == [None, None, None, 8]
+    wire.runtime.snapshot = stack.compile_ingress("a", "local:1", wire.runtime, 0, Policy({"a": Agent("a")}))
+    wire.flow()
+    assert len(wire.served) == 3  # the limit is higher: who waited goes on
+    wire.pass_s(2.1)
+    assert [caller.status for caller in callers[:3]] == [4, 4, 4]
+    wire.assert_clean()
+
+
+def test_an_ingress_tells_callers_of_its_load_unless_the_agent_does() -> None:
+    wire = ingress(Policy(), 4)
+    callers = [wire.call(body=ASK) for _ in range(3)]
+    wire.served[0].reply(b"\0\0\0\0\0")
+    report = decode_load_report(b64decode(callers[0].trailer("endpoint-load-metrics-bin") + "=="))
+    assert report is not None
+    assert report.application_utilization == 0.75
+    wire.served[1].begin()
+    wire.served[1].finish(0, ("endpoint-load-metrics-bin", "CQAAAAAAAPA/"))
+    assert callers[1].trailer("endpoint-load-metrics-bin") == "CQAAAAAAAPA/"
+    callers[2].cancel()
     wire.assert_clean()
 
 

@@ -13,7 +13,21 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from outrider.policy import Agent, Balancing, Breaker, EndpointPolicy, Hedge, Limits, Optimization, Policy, Retry
+from outrider.policy import (
+    Agent,
+    Balancing,
+    Breaker,
+    Degradation,
+    EndpointPolicy,
+    Hedge,
+    Limits,
+    Optimization,
+    Policy,
+    Queue,
+    Rates,
+    Retry,
+    Scaling,
+)
 from outrider_http2 import frames
 from outrider_sidecar.core import errors
 from outrider_sidecar.core.call import Call
@@ -29,7 +43,16 @@ some = st.integers(0, 30)
 sizes = st.sampled_from([0, 1, 900, 20_000, 70_000])
 
 
-def policy_of(*addresses: str, **more: Any) -> Policy:
+CROWDED = {
+    "limits": Limits(3, adaptive=True),
+    "queue": Queue(max_waiting=4, max_wait_ms=1_500, codel_target_ms=100, codel_interval_ms=50),
+    "degradation": Degradation(
+        True, ("hedge_off", "serve_stale", "shed_low", "shed_normal"), 0.5, 0.2, enter_ms=30, leave_ms=200
+    ),
+}
+
+
+def policy_of(*addresses: str, capacity: int = 0, **more: Any) -> Policy:
     settled: dict[str, Any] = {
         "retry": Retry(per_try_timeout_ms=200, backoff_ms=20),
         "hedge": Hedge(True, 30, 2, (HEDGED, CACHED)),
@@ -38,7 +61,8 @@ def policy_of(*addresses: str, **more: Any) -> Policy:
         "optimization": Optimization(cache_enabled=True, cache_methods=(CACHED,), cache_ttl=2, cache_stale_ratio=8.0),
         "max_timeout_ms": 20_000,
     }
-    agent = Agent("a", tuple([EndpointPolicy(address) for address in addresses]), **(settled | more))
+    endpoints = tuple([EndpointPolicy(address, capacity=capacity) for address in addresses])
+    agent = Agent("a", endpoints, **(settled | more))
     return Policy({"a": agent}, "a")
 
 
@@ -56,19 +80,28 @@ POLICIES = [
     policy_of("a:1", max_timeout_ms=0, optimization=Optimization(), tls=False),
     policy_of(),
     Policy(),
+    policy_of("a:1", "b:1", capacity=1, **CROWDED),
+    policy_of(
+        *("a:1", "b:1"),
+        capacity=2,
+        rates=Rates(120, tenant_requests_per_min=60, agent_tokens_per_min=60_000, fleet_wide=False, burst_s=5),
+        **CROWDED | {"limits": Limits(2)},
+    ),
+    policy_of(scaling=Scaling(min_instances=0, activation_wait_ms=1_000), queue=Queue(max_waiting=8)),
 ]
 
 
 class Mesh(RuleBasedStateMachine):
     @initialize(
         mode=st.sampled_from(["up", "up", "wait"]),
+        policy=st.sampled_from([0, 6, 7, 8]),
         held_bytes=st.sampled_from([SMALL_BYTES, 64 * 1024 * 1024]),
         window_bytes=st.sampled_from([8_192, 65_535]),
     )
-    def build(self, mode: str, held_bytes: int, window_bytes: int) -> None:
+    def build(self, mode: str, policy: int, held_bytes: int, window_bytes: int) -> None:
         self.registered: list[tuple[Call, int]] = []
         self.run_back: list[tuple[Call, int]] = []
-        self.wire = Wire(POLICIES[0], mode, window_bytes, held_bytes, self.watch)
+        self.wire = Wire(POLICIES[policy], mode, window_bytes, held_bytes, self.watch)
         self.callers: list[Caller] = []
         self.chunks = 0
 
@@ -88,9 +121,15 @@ class Mesh(RuleBasedStateMachine):
         control=st.sampled_from(["", "", "", "no-cache"]),
         reads=st.booleans(),
         key=st.sampled_from(["x", "y"]),
+        lane=st.sampled_from(["", "", "low", "high", "critical", "odd"]),
+        tenant=st.sampled_from(["", "t", "u"]),
     )
-    def call(self, path: str, size: int, end: bool, timeout: str, control: str, reads: bool, key: str) -> None:
+    def call(
+        self, path: str, size: int, end: bool, timeout: str, control: str, reads: bool, key: str, lane: str, tenant: str
+    ) -> None:
         fields = [("grpc-timeout", timeout)] if timeout else []
+        fields += [("x-priority", lane)] if lane else []
+        fields += [("x-tenant-id", tenant)] if tenant else []
         fields += [("x-cache-control", control)] if control else []
         same = 20_000 if size > 10_000 else 1  # few different questions, so that callers meet
         body = message(key.encode() * (same if path == CACHED else size))
@@ -208,7 +247,7 @@ class Mesh(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.wire.pass_s(seconds)
 
-    @rule(at=st.sampled_from([0, 0, 0, 0, 0, 1, 2, 3, 4, 5]))
+    @rule(at=st.sampled_from([0, 0, 0, 6, 6, 7, 7, 1, 2, 3, 4, 5, 8]))
     def apply(self, at: int) -> None:
         self.wire.apply(POLICIES[at])
 
@@ -237,7 +276,7 @@ class Mesh(RuleBasedStateMachine):
             caller.read()
             if not caller.stream.local_closed:
                 caller.send(b"", True)
-        for _ in range(12):
+        for _ in range(40):
             for served in [one for one in wire.served if one.alive]:
                 served.read()
                 if served.alive and not served.answered:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from outrider_sidecar.core.span import CLIENT, SERVER, Attempt, Generation, Span
+from outrider_sidecar.core.span import CLIENT, SERVER, Admission, Attempt, Generation, Span
 from outrider_sidecar.edge import access_log
 from outrider_sidecar.edge.access_log import AccessLog, line
 
@@ -58,7 +58,7 @@ def test_everything_that_happened_is_said():
         kind=SERVER,
         status=14,
         error="x" * 9_999,
-        queue_us=1,
+        admission=Admission(1, "low", ("cap_output",)),
         connect_us=2,
         first_byte_us=3,
         cache="miss",
@@ -78,6 +78,7 @@ def test_everything_that_happened_is_said():
     assert entry["notes"] == ["cache: too large"]
     figures = ("queue_us", "connect_us", "first_byte_us")
     assert [entry[name] for name in figures] == [1, 2, 3]
+    assert (entry["lane"], entry["degraded"]) == ("low", ["cap_output"])
     assert [entry[name] for name in ("cache", "cache_tier", "variant", "session")] == ["miss", "exact", "b", "s"]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from outrider.policy import Limits, Optimization
+from outrider.policy import Limits, Optimization, Queue
 from outrider_sidecar import stack
 from outrider_sidecar.core import errors
 from outrider_sidecar.edge.load import CacheLoad, Load, loads
@@ -17,7 +17,11 @@ def test_what_has_nothing_to_report_is_missing() -> None:
 
 
 def test_calls_in_flight_sheds_capacity_and_the_cache() -> None:
-    policy = agent(limits=Limits(1), optimization=Optimization(cache_enabled=True, cache_methods=(ECHO,)))
+    policy = agent(
+        limits=Limits(1),
+        queue=Queue(max_waiting=0),
+        optimization=Optimization(cache_enabled=True, cache_methods=(ECHO,)),
+    )
     wire = Wire(policy)
     first = wire.call(body=ASK)
     assert wire.call(body=message(b"other")).status == errors.RESOURCE_EXHAUSTED
@@ -41,6 +45,35 @@ def test_an_ingress_is_told_apart_and_takes_its_capacity() -> None:
     caller = wire.call(body=ASK)
     assert loads(wire.runtime, False) == [Load("a", True, 1, 0, 3, 0, None)]
     caller.cancel()
+
+
+def test_calls_that_wait_are_told_by_lane_with_the_longest_wait_and_wake_an_idle_agent() -> None:
+    wire = Wire(agent(limits=Limits(1)))
+    woken: list[int] = []
+    wire.runtime.woke = lambda: woken.append(1)
+    callers = [wire.call(("x-priority", lane), body=ASK) for lane in ("low", "low", "low", "critical")]
+    wire.pass_s(1.5)
+    (one,) = loads(wire.runtime, False)
+    assert (one.in_flight, dict(one.queued), one.longest_wait_ms) == (1, {"low": 2, "critical": 1}, 1500)
+    assert woken == [1]
+    callers[1].cancel()
+    (one,) = loads(wire.runtime, True)
+    assert one.queued == {"low": 1, "critical": 1}
+    assert not wire.state().idle
+    for caller in callers:
+        caller.cancel()
+
+
+def test_calls_at_endpoints_that_leave_are_told_until_they_end() -> None:
+    wire = Wire(agent("a:1", "b:1"))
+    callers = [wire.call(body=ASK) for _ in range(4)]
+    wire.apply(agent("a:1"))
+    (one,) = loads(wire.runtime, False)
+    assert set(one.leaving) == {"b:1"}
+    assert one.leaving["b:1"] == len([served for served in wire.link("b:1").served if served.alive])
+    for caller in callers:
+        caller.cancel()
+    assert loads(wire.runtime, False) == []
 
 
 def test_the_first_call_of_an_idle_agent_wakes_and_the_next_ones_do_not() -> None:

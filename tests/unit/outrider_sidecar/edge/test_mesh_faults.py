@@ -75,14 +75,16 @@ async def test_a_control_plane_that_falls_silent_is_found_by_ping(monkeypatch: p
 class Raw:
     """A server of one method that answers with bytes of its own choosing, framed by nobody."""
 
-    def __init__(self, *chunks: bytes):
+    def __init__(self, *chunks: bytes, stays: bool = True):
         self._chunks = chunks
+        self._stays = stays
 
     def service(self, details: Any) -> Any:
         async def talk(requests: Any, context: Any) -> AsyncIterator[bytes]:
             for chunk in self._chunks:
                 yield chunk
-            await asyncio.Event().wait()
+            if self._stays:
+                await asyncio.Event().wait()
 
         return grpc.stream_stream_rpc_method_handler(talk)
 
@@ -100,3 +102,25 @@ async def test_a_message_that_cannot_be_read_is_said_and_tried_again(message: by
             assert not link.link.connected_to
     finally:
         await server.stop(0)
+
+
+async def test_control_planes_that_greet_and_hang_up_are_not_asked_in_turns_without_a_pause(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pauses: list[int] = []
+    monkeypatch.setattr(edge, "control_delay_s", lambda rounds, rng: pauses.append(rounds) or 0.001)
+    servers, ports = [], []
+    for _ in range(2):
+        server = grpc.aio.server()
+        welcome = mesh_pb2.WatchResponse(welcome=mesh_pb2.Welcome(instance_id="brief")).SerializeToString()
+        server.add_generic_rpc_handlers((Raw(welcome, stays=False),))  # pyright: ignore[reportArgumentType]
+        ports.append(server.add_insecure_port("127.0.0.1:0"))
+        await server.start()
+        servers.append(server)
+    try:
+        async with side(*ports) as link:
+            await until(lambda: len(pauses) >= 3, "a pause after each round")
+            assert pauses[:3] == [1, 2, 3]
+            assert link.link.sessions <= 2 * (len(pauses) + 1)
+    finally:
+        await asyncio.gather(*[server.stop(0) for server in servers])

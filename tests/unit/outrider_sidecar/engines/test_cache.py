@@ -323,3 +323,33 @@ def test_budget_counters_and_tags_always_agree_with_the_content(strategy: str, s
     tagged = sum(cache.purge_tag(f"t{number}") for number in range(4))
     assert tagged >= 0
     assert len(cache) == 0
+
+
+def test_kept_entries_are_for_those_who_ask_for_a_late_one():
+    cache = make_cache()
+    entry = make_entry("a")
+    cache.reconfigure("lru", 10_000, 10_000, 0.0, 0.25, 50.0)
+    cache.put(entry, 100.0, now=0.0)
+    assert cache.get(b"a", 124.0) == (entry, True)
+    assert cache.get(b"a", 126.0, tier="llm") == (None, False)
+    assert cache.get(b"a", 126.0, None, "llm", True) == (entry, True)
+    assert cache.get(b"a", 149.0, 500.0, "llm", True) == (None, False)  # the caller's bound rules stale ones out
+    assert cache.sweep(149.0, 10) == 0
+    assert (len(cache), cache.expired) == (1, 0)
+    assert cache.get(b"a", 150.0, None, "llm", True) == (None, False)
+    assert (len(cache), cache.expired, cache.by_tier["llm"].stale, cache.by_tier["llm"].misses) == (0, 1, 2, 3)
+
+
+def test_kept_entries_come_back_from_a_snapshot_and_go_with_the_sweep():
+    cache = make_cache()
+    cache.reconfigure("lru", 10_000, 10_000, 0.0, 0.25, 50.0)
+    entry = make_entry("a")
+    entry.stored_at, entry.fresh_until, entry.stale_until = 0.0, 100.0, 125.0
+    assert not cache.restore(entry, 150.0)
+    assert cache.restore(entry, 149.0)
+    assert cache.sweep(150.0, 10) == 1
+    long_stale = make_entry("b")
+    cache.reconfigure("lru", 10_000, 10_000, 0.0, 10.0, 50.0)
+    cache.put(long_stale, 100.0, now=0.0)
+    assert cache.get(b"b", 1_099.0) == (long_stale, True)  # `keep_s` shortens no life
+    assert cache.sweep(1_099.0, 10) == 0

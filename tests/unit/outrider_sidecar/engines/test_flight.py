@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from outrider.policy import Limits, Optimization, Retry
+from outrider.policy import Limits, Optimization, Queue, Retry
 from outrider_http2 import frames
 from outrider_sidecar.core import errors
 from outrider_sidecar.engines.flight import MAX_ELECTIONS, NOBODY, STALL_S
@@ -177,7 +177,7 @@ def test_a_failure_reaches_followers_although_the_leaders_caller_does_not_read()
 
 
 def test_a_refused_leader_takes_nobody_with_it() -> None:
-    wire = shared(limits=Limits(1))
+    wire = shared(limits=Limits(1), queue=Queue(max_waiting=0))
     blocker = wire.call(body=ASK, path="/test.Other/Unary")
     callers = [ask(wire) for _ in range(2)]
     assert [caller.status for caller in callers] == [errors.RESOURCE_EXHAUSTED] * 2

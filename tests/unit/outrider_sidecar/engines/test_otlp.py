@@ -16,6 +16,7 @@ from outrider_sidecar.core.span import (
     DETACHED,
     SERVER,
     THROUGH_INGRESS,
+    Admission,
     Attempt,
     Details,
     Generation,
@@ -110,7 +111,7 @@ def full() -> Span:
         endpoint="127.0.0.1:9001",
         status=errors.UNAVAILABLE,
         error="the endpoint is gone: é",
-        queue_us=1,
+        admission=Admission(1, "high", ("trim_context", "hedge_off")),
         connect_us=200,
         first_byte_us=70_000,
         request_bytes=2**21,
@@ -163,6 +164,8 @@ def test_every_field_of_a_full_call():
         "outrider.variant": "b",
         "outrider.unit": "9f86d081",
         "outrider.queue_us": 1,
+        "outrider.lane": "high",
+        "outrider.degraded": ["trim_context", "hedge_off"],
         "outrider.connect_us": 200,
         "outrider.first_byte_us": 70_000,
         "outrider.request_bytes": 2**21,
@@ -299,7 +302,8 @@ def test_static_parts_are_kept_per_key_and_bounded():
         assert decode(bare(method=f"/a/{number}"), encoder).name == f"a/{number}"
         decode(bare(attempts=(Attempt(f"h:{number}", 0, 1, 0),)), encoder)
         decode(bare(generation=Generation(model=f"m{number}")), encoder)
-    for kept in (encoder._statics, encoder._attempts, encoder._generations):
+        decode(bare(admission=Admission(0, f"l{number}")), encoder)
+    for kept in (encoder._statics, encoder._admissions, encoder._attempts, encoder._generations):
         assert 0 < len(kept) <= 1_024
     before = len(encoder._statics)
     decode(bare(method="/" + "x" * 60_000), encoder)
@@ -323,7 +327,7 @@ CALLS = st.builds(
     total_us=NUMBER,
     status=st.integers(0, 16),
     error=TEXT,
-    queue_us=NUMBER,
+    admission=st.none() | st.builds(Admission, NUMBER, TEXT, st.lists(TEXT, max_size=2).map(tuple)),
     connect_us=NUMBER,
     first_byte_us=NUMBER,
     request_bytes=NUMBER,
@@ -359,6 +363,10 @@ def test_any_call_reads_back_alike_whether_or_not_its_parts_were_kept(calls: lis
         assert found.get("outrider.tenant", "") == call.tenant
         assert found.get("outrider.hop", "") == ("ingress" if call.hop & THROUGH_INGRESS else "")
         assert found.get("outrider.detached", False) is bool(call.hop & DETACHED)
+        admission = call.admission or Admission(0, "")
+        assert found.get("outrider.queue_us", 0) == admission.queue_us
+        assert found.get("outrider.lane", "") == admission.lane
+        assert found.get("outrider.degraded", []) == list(admission.degraded)
         details = call.details or Details()
         assert found.get("outrider.cache.key", "") == details.cache_key.hex()
         assert found.get("outrider.pick", []) == list(details.pick)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider_sidecar.core.span import CLIENT, Generation, Span
+from outrider_sidecar.core.span import CLIENT, Admission, Generation, Span
 from outrider_sidecar.engines import series
 from outrider_sidecar.engines.series import BOUNDS_US, EXPOSED_BOUNDS_S, OTHER, Series
 
@@ -102,6 +102,35 @@ def test_rows_are_bounded_and_no_call_is_lost(calls: list[tuple[int, int, int, s
     for status in range(17):
         assert sum(row.calls for key, row in rows.items() if key[2] == status) == sum(c[2] == status for c in calls)
     assert len(counted._methods) <= max_rows
+
+
+def test_waits_are_counted_by_lane_and_steps_by_agent():
+    counted = Series()
+    for admission in (None, Admission(64, "low"), Admission(65, "low", ("cap_output",)), Admission(0, "high")):
+        counted.record(call(admission=admission))
+    counted.record(call(agent_id="law", admission=Admission(0, "normal", ("trim_context", "cap_output"))))
+    shown = families(counted)
+    ((labels, counts, total),) = shown["outrider_queue_seconds"].samples
+    assert labels == ("tax", "low")
+    assert (counts[0], counts[1], counts[-1], total) == (1, 2, 2, pytest.approx(129e-6))
+    assert dict(shown["outrider_degraded"].samples) == {
+        ("tax", "cap_output"): 1,
+        ("law", "trim_context"): 1,
+        ("law", "cap_output"): 1,
+    }
+
+
+def test_lanes_and_steps_of_too_many_agents_are_counted_together():
+    counted = Series(max_rows=2)
+    for number in range(5):
+        counted.record(call(agent_id=str(number), admission=Admission(9, "low", ("cap_output",))))
+    shown = families(counted)
+    assert {labels: counts[-1] for labels, counts, _ in shown["outrider_queue_seconds"].samples} == {
+        ("0", "low"): 1,
+        ("1", "low"): 1,
+        (OTHER, "low"): 3,
+    }
+    assert dict(shown["outrider_degraded"].samples)[OTHER, "cap_output"] == 3
 
 
 def test_models_are_bounded():

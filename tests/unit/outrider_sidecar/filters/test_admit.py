@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from outrider.policy import Hedge, Limits, Policy, Retry
+from outrider.policy import Hedge, Limits, Policy, Queue, Retry
 from outrider_sidecar.core import errors
 from tests.wire import ECHO, Wire, agent, message
 
+NOTHING_WAITS = Queue(max_waiting=0)
 ASK, ANSWER = message(b"ask"), message(b"answer")
 
 
 def test_past_the_limit_a_call_is_refused_at_once_and_told_which_limit() -> None:
-    wire = Wire(agent(limits=Limits(2)))
+    wire = Wire(agent(limits=Limits(2), queue=NOTHING_WAITS))
     callers = [wire.call(body=ASK) for _ in range(3)]
     assert (wire.state().in_flight, len(wire.served)) == (2, 2)
     assert [caller.status for caller in callers] == [None, None, errors.RESOURCE_EXHAUSTED]
@@ -72,7 +73,7 @@ def test_a_permit_returns_to_the_state_that_gave_it() -> None:
 def test_a_lower_limit_counts_calls_admitted_under_the_old_one() -> None:
     wire = Wire(agent(limits=Limits(3)))
     callers = [wire.call(body=ASK) for _ in range(3)]
-    wire.apply(agent(limits=Limits(1)))
+    wire.apply(agent(limits=Limits(1), queue=NOTHING_WAITS))
     assert wire.call(body=ASK).status == errors.RESOURCE_EXHAUSTED
     for caller in callers:
         caller.cancel()

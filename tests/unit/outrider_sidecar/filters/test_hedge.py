@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from outrider.policy import Breaker, Hedge, Retry
+from outrider.policy import Breaker, Degradation, Hedge, Retry
 from outrider_http2 import frames
 from outrider_sidecar.core import errors
 from tests.wire import ECHO, Wire, agent, message
@@ -185,4 +185,29 @@ def test_an_open_breaker_is_not_probed_by_a_hedge_that_does_not_start() -> None:
     wire.pass_s(0.2)
     assert len(wire.served) == 1
     caller.cancel()
+    wire.assert_clean()
+
+
+def test_no_hedge_is_made_while_the_step_is_taken() -> None:
+    degradation = Degradation(True, ("hedge_off",), enter_ms=0, leave_ms=3_600_000)
+    wire = three(degradation=degradation)
+    ladder = wire.state().ladder
+    silent, quick = wire.call(body=ASK), wire.call(body=ASK)
+    ladder.observe(1.0, wire.loop.now)
+    assert ladder.steps == ("hedge_off",)
+    next(one for one in wire.served if one.alive).reply(ANSWER)
+    wire.pass_s(0.07)
+    assert len(wire.served) == 2
+    next(one for one in wire.served if one.alive).reply(ANSWER)
+    assert (silent.status, quick.status) == (0, 0)
+    felt = [span.admission.degraded if span.admission else () for span in wire.spans]
+    assert felt == [(), ("hedge_off",)]  # the quick one would not have been hedged
+    ladder.observe(0.0, wire.loop.now + 4_000.0)
+    assert ladder.steps == ()
+    wire.call(body=ASK)
+    wire.pass_s(0.07)
+    assert len(wire.served) == 4
+    for served in [one for one in wire.served if one.alive][:1]:
+        served.reply(ANSWER)
+    assert wire.spans[-1].admission is None
     wire.assert_clean()

@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from outrider.policy import Balancing, Optimization, Retry
+from outrider.policy import Balancing, Limits, Optimization, Retry
 from outrider_http2.hpack import literal
 from outrider_sidecar.core import errors
-from outrider_sidecar.core.span import DETACHED, SAMPLED, THROUGH_INGRESS
+from outrider_sidecar.core.span import DETACHED, SAMPLED, THROUGH_INGRESS, Admission
 from outrider_sidecar.engines.sampler import parse_sampler
 from tests.wire import ECHO, Wire, agent, message
 from tests.wire_peers import Served, reply_head
@@ -89,7 +89,20 @@ def test_a_span_says_what_happened() -> None:
     assert span.first_byte_us == pytest.approx(250_000, abs=100)
     assert [(one.endpoint, one.status) for one in span.attempts] == [("a:1", errors.UNAVAILABLE), ("a:1", 0)]
     assert span.attempts[1].start_us >= 100_000
-    assert min(span.total_us, span.queue_us, span.connect_us, span.first_byte_us) >= 0
+    assert min(span.total_us, span.connect_us, span.first_byte_us) >= 0
+    assert span.admission is None
+
+
+def test_a_span_says_how_the_call_got_in() -> None:
+    wire = Wire(agent(limits=Limits(1)))
+    wire.call(body=ASK)
+    wire.call(("x-priority", "high"), body=ASK)
+    wire.pass_s(0.25)
+    wire.link().served[0].reply(ANSWER)
+    wire.link().served[1].reply(ANSWER)
+    wire.call(("x-priority", "normal"), body=ASK)
+    wire.link().served[2].reply(ANSWER)
+    assert [span.admission for span in wire.spans] == [None, Admission(250_000, "high"), None]
 
 
 @pytest.mark.parametrize("how", ["refused", "not grpc", "deadline"])
