@@ -6,9 +6,12 @@ is closed when the block ends.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import functools
+import random
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import grpc
@@ -22,6 +25,9 @@ from outrider_control.core.sample import Sample, SeriesKey
 from outrider_control.intake.ledger import Ledger, Prepared
 from outrider_control.intake.prices import Prices
 from outrider_control.intake.reader import Reader
+from outrider_control.loops.scale.decide import decide
+from outrider_control.loops.scale.loop import ScaleLoop
+from outrider_control.loops.scale.types import Engine
 from outrider_control.publish.fleet import Fleet
 from outrider_control.publish.mesh_service import MeshService
 from outrider_control.publish.publisher import Publisher
@@ -35,16 +41,22 @@ NOW_MS = 1_800_000_000_000
 PRICES = {"m1": {"input_usd_per_mtok": 3.0, "output_usd_per_mtok": 15.0}}
 
 
+def _itself(engine: Engine) -> Engine:
+    return engine
+
+
 class Plane:
     """A control plane's services on a unix socket."""
 
-    def __init__(self, db: Database, defaults: Agent):
+    def __init__(self, db: Database, defaults: Agent, engines: Mapping[str, Engine]):
         self.now_ms = NOW_MS
         self.db = db
         self.ledger = Ledger(db, self.clock_ms)
         self.fleet = Fleet("control-1", self.clock_ms)
         self.publisher = Publisher(db, self.fleet, self.clock_ms, "1.2.3")
         self.reader = Reader(db)
+        makers = {name: functools.partial(_itself, engine) for name, engine in engines.items()}
+        self.scale = ScaleLoop(db, self.publisher, makers, lambda: True, self.clock_ms, random.Random(1), decide=decide)
         self.authenticator = auth.Authenticator(
             lambda token, now_ms: db.read(tokens.find, token, now_ms), self.clock_ms
         )
@@ -57,6 +69,7 @@ class Plane:
             self.clock_ms,
             defaults=defaults,
             on_token_revoked=self.authenticator.forget_tokens,
+            scales=self.scale,
             price=Prices(PRICES).cost_nano_usd,
         )
         self.channel: grpc.aio.Channel
@@ -84,15 +97,23 @@ class Plane:
         await self.publisher.refresh()
         return reply
 
+    async def scale_turn(self) -> None:
+        """One turn of the scale loop, a second later."""
+        self.now_ms += 1_000
+        await self.scale.turn()
+        await self.scale.settled()
+
     async def take_in(self, samples: Sequence[Sample] = (), kept: Sequence[KeptSpan] = ()) -> None:
         """Count samples and keep spans."""
         assert await self.ledger.commit(Prepared("", -1, samples, kept, ()))
 
 
 @asynccontextmanager
-async def operator_plane(db: Database, folder: Path, defaults: Agent | None = None) -> AsyncIterator[Plane]:
-    """A running control plane on an open store; the store stays open."""
-    plane = Plane(db, defaults or Agent("defaults"))
+async def operator_plane(
+    db: Database, folder: Path, defaults: Agent | None = None, engines: Mapping[str, Engine] = MappingProxyType({})
+) -> AsyncIterator[Plane]:
+    """A running control plane on an open store; the store stays open. The scale loop takes the turns it is told to."""
+    plane = Plane(db, defaults or Agent("defaults"), engines)
     await plane.ledger.start()
     await plane.publisher.start()
     server = grpc.aio.server(interceptors=[auth.Interceptor(plane.authenticator)])
@@ -108,6 +129,7 @@ async def operator_plane(db: Database, folder: Path, defaults: Agent | None = No
             plane.stub = operator_pb2_grpc.OperatorStub(channel)
             yield plane
     finally:
+        await plane.scale.close()
         await plane.publisher.close()
         await server.stop(None)
         await plane.ledger.close()

@@ -37,11 +37,13 @@ def _texts(one: st.SearchStrategy[str]) -> st.SearchStrategy[tuple[str, ...]]:
 
 
 _COUNT = st.integers(1, 10_000)
+_MANY = st.integers(0, 1_000_000)
 _SHARE = st.floats(0, 1)
+_RATE = st.floats(0, 1e12)
 _WAIT_MS = st.integers(0, 86_400_000)
 _SPAN_MS = st.integers(1, 86_400_000)
 _FIELDS: Mapping[type, Mapping[str, st.SearchStrategy[Any]]] = {
-    EndpointPolicy: {"address": addresses, "weight": _COUNT, "labels": labels},
+    EndpointPolicy: {"address": addresses, "weight": _COUNT, "labels": labels, "capacity": _MANY},
     policy.Balancing: {
         "strategy": st.sampled_from(policy.STRATEGIES),
         "subset": labels,
@@ -98,7 +100,44 @@ _FIELDS: Mapping[type, Mapping[str, st.SearchStrategy[Any]]] = {
         "max_hedges": st.integers(1, 5),
         "idempotent_methods": _texts(methods),
     },
-    policy.Limits: {"max_in_flight": st.integers(1, 1_000_000)},
+    policy.Limits: {
+        "max_in_flight": st.integers(100, 1_000_000),
+        "endpoint_max_in_flight": _MANY,
+        "adaptive": st.booleans(),
+        "min_in_flight": st.integers(1, 100),
+    },
+    policy.Queue: {
+        "max_waiting": _MANY,
+        "max_wait_ms": _SPAN_MS,
+        "share_critical": st.floats(0, 0.4),
+        "share_high": st.floats(0, 0.3),
+        "share_normal": st.floats(0, 0.2),
+        "share_low": st.floats(0, 0.1),
+        "codel_target_ms": _WAIT_MS,
+        "codel_interval_ms": _SPAN_MS,
+    },
+    policy.Rates: {
+        "agent_requests_per_min": _RATE,
+        "user_requests_per_min": _RATE,
+        "tenant_requests_per_min": _RATE,
+        "agent_tokens_per_min": _RATE,
+        "user_tokens_per_min": _RATE,
+        "tenant_tokens_per_min": _RATE,
+        "burst_s": st.floats(0.1, 86_400),
+        "reply_tokens": st.integers(0, 10_000_000),
+        "fleet_wide": st.booleans(),
+    },
+    policy.Degradation: {
+        "enabled": st.booleans(),
+        "steps": _texts(st.sampled_from(policy.DEGRADATIONS)),
+        "enter": st.floats(0.3, 10),
+        "leave": st.floats(0, 0.3),
+        "enter_ms": st.integers(0, 1_000),
+        "leave_ms": st.integers(1_000, 86_400_000),
+        "stale_s": st.integers(0, 31_536_000),
+        "relevance": _SHARE,
+        "output_tokens": st.integers(1, 10_000_000),
+    },
     policy.Optimization: {
         "cache_enabled": st.booleans(),
         "cache_ttl": st.integers(0, 31_536_000),
@@ -121,6 +160,24 @@ _FIELDS: Mapping[type, Mapping[str, st.SearchStrategy[Any]]] = {
         "min_instances": st.integers(0, 10),
         "max_instances": st.integers(10, 10_000),
         "target_utilization": st.floats(0.01, 1),
+        "enabled": st.booleans(),
+        "engine": st.one_of(st.just(""), names),
+        "capacity": _MANY,
+        "scale_up": st.floats(0.01, 100),
+        "scale_down": _SHARE,
+        "cooldown_s": st.integers(0, 86_400),
+        "stable_window_s": st.integers(60, 3_600),
+        "panic_window_s": st.integers(1, 60),
+        "panic_threshold": st.floats(1, 1_000),
+        "tolerance": _SHARE,
+        "max_up": st.floats(1.1, 10_000),
+        "max_down": st.floats(1.1, 10_000),
+        "idle_s": st.integers(0, 31_536_000),
+        "activation_wait_ms": _WAIT_MS,
+        "predictive": st.booleans(),
+        "horizon_s": st.integers(1, 3_600),
+        "instance_usd_per_h": st.floats(0.01, 1_000_000),
+        "max_usd_per_h": st.floats(0, 1_000_000_000),
     },
 }
 
@@ -152,6 +209,9 @@ def agents(draw: st.DrawFn) -> Agent:
         retry=draw(_section(policy.Retry)),
         hedge=hedge,
         limits=draw(_section(policy.Limits)),
+        queue=draw(_section(policy.Queue)),
+        rates=draw(_section(policy.Rates)),
+        degradation=draw(_section(policy.Degradation)),
         optimization=draw(_section(policy.Optimization)),
         scaling=draw(_section(policy.Scaling)),
     )

@@ -96,6 +96,7 @@ class Watcher:
         self.target = target
         self.held: dict[tuple[int, str], mesh_pb2.Resource] = {}
         self.updates: list[mesh_pb2.Update] = []
+        self.grants: list[mesh_pb2.Grants] = []
         self.welcome: mesh_pb2.Welcome | None = None
         self.ended: grpc.aio.AioRpcError | None = None
         self._writing = asyncio.Lock()
@@ -131,6 +132,8 @@ class Watcher:
             while (response := await self.call.read()) is not grpc.aio.EOF:
                 if response.HasField("welcome"):
                     self.welcome = response.welcome
+                elif response.HasField("grants"):
+                    self.grants.append(response.grants)
                 else:
                     await self._take(response.update)
         except grpc.aio.AioRpcError as error:

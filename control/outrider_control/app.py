@@ -29,7 +29,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health  # pyright: ignore[reportAttributeAccessIssue] # not in its stubs
 
 from outrider import __version__, heap
-from outrider_control import agents_file, config
+from outrider_control import agents_file, config, scaling
 from outrider_control.api import auth
 from outrider_control.api.operator_service import OperatorService, add_reflection
 from outrider_control.chores import Chores
@@ -78,6 +78,7 @@ class Control:
     def __init__(self, settings: config.Settings):
         self.settings = settings
         self.control_id = str(uuid4())
+        self.reached_at = ""  # by agents on this machine, once it listens
         self.stopping = False
         self._stop = asyncio.Event()
         self._closing = contextlib.AsyncExitStack()
@@ -126,6 +127,10 @@ class Control:
         publisher = self.publisher = Publisher(db, fleet, clock_ms, __version__)
         await publisher.start()
         closing.push_async_callback(publisher.close)
+        scale = self.scale = scaling.make_loop(
+            settings.scaling, db, publisher, lambda: self.leadership.leader, clock_ms, lambda: self.reached_at
+        )
+        closing.push_async_callback(scale.close)
         own = (str(settings.grpc),)
         forward, notes = Forward.from_environment(os.environ, own, random.Random())
         for note in notes:
@@ -164,8 +169,12 @@ class Control:
             defaults=settings.defaults,
             on_token_revoked=authenticator.forget_tokens,
             price=prices.cost_nano_usd,
+            scales=scale,
         ).add_to(server)
         MeshService(publisher).add_to(server)
+        keda = scaling.keda_of(scale, publisher, clock_ms)
+        if keda is not None:
+            keda.add_to(server)
         intake.add_to(server)
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -200,7 +209,9 @@ class Control:
             raise _named("http", str(settings.http), error) from error
         closing.push_async_callback(web.close)
         address_text = address.path or f"{address.host}:{guard.port}"
+        self.reached_at = f"unix:{address.path}" if address.is_unix else address_text
         self.chores.start(address_text)
+        self.scale.start()
         for service in SERVICES:
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         log.info("gRPC on %s, HTTP on %s:%d, store %s", address_text, settings.http.host, web.port, self.db.place)
@@ -232,6 +243,7 @@ class Control:
         await self._stop.wait()
         log.info("stopping")
         await self._health.enter_graceful_shutdown()
+        await self.scale.close()
         await self.publisher.close()
         await self.guard.drain(self.settings.drain_grace_s)
         await self.close()

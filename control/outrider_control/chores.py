@@ -24,7 +24,7 @@ from outrider_control.state.leadership import Leadership
 log = logging.getLogger("outrider.control")
 
 POLL_S = 0.2  # other processes' changes, where there can be any
-PEER_S = 5.0  # how often this one says that it is there
+PEER_S = 2.0  # how often this one says that it is there: `publish.fleet` takes it for gone after three times that
 PEER_GONE_MS = 20_000
 HOPS_S = 10.0
 PRUNE_S = 300.0
@@ -116,6 +116,7 @@ class Chores:
         row = peers.PeerRow(self._control_id, self._address, __version__, now_ms)
         await self._db.write(peers.put, row)
         self.peers = await self._db.read(peers.current, now_ms - PEER_GONE_MS)
+        self._publisher.fleet.meet({peer.control_id: peer.seen_ms for peer in self.peers})
 
     async def _prune(self) -> None:
         if not self._leadership.leader:

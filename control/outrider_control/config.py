@@ -21,6 +21,7 @@ from outrider.defaults import agent_defaults
 from outrider.policy import Agent, PolicyError
 from outrider.settings import ConfigError, check_file, check_listener, check_pair, reader, within
 from outrider_control.api.roles import ROLES
+from outrider_control.engines import registry
 from outrider_control.state.retention import Retention
 
 PRICES = ("input_usd_per_mtok", "output_usd_per_mtok", "cache_read_usd_per_mtok", "cache_write_usd_per_mtok")
@@ -65,6 +66,17 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True)
+class Scaling:
+    """The scale loop and its engines; what an agent's own scaling is, is its policy."""
+
+    enabled: bool = True  # default: AUTO_SCALING_ENABLED
+    interval_ms: int = 1_000
+    drain_s: float = 60.0  # how long calls may take to end at an instance that is to go
+    engine: str = ""  # of agents that name none; empty: the only one there is
+    engines: Mapping[str, registry.Section] = field(default_factory=lambda: MappingProxyType({}))  # by name
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything the control plane is told at its start."""
 
@@ -81,6 +93,7 @@ class Settings:
     series: Series = field(default_factory=Series)
     retention: Retention = field(default_factory=Retention)
     prices: Mapping[str, Mapping[str, float]] = field(default_factory=lambda: MappingProxyType({}))  # by model
+    scaling: Scaling = field(default_factory=Scaling)
     defaults: Agent = field(default_factory=lambda: Agent("defaults"))  # of what an applied policy leaves out
     source: Path | None = None  # the file, absolute
 
@@ -106,6 +119,7 @@ def _settings(data: Any, source: Path | None, defaults: Agent) -> Settings:
     fields = dict(tree.section(data, "", known))
     folder = source.parent if source is not None else Path.cwd()
     ready: dict[str, Any] = {"defaults": defaults, "source": source}
+    ready["scaling"] = _scaling(fields.get("scaling", {}), folder, defaults)
     if "prices" in fields:
         ready["prices"] = _prices(fields["prices"])
     if "database" in fields:
@@ -115,6 +129,26 @@ def _settings(data: Any, source: Path | None, defaults: Agent) -> Settings:
     settings = reader(folder).build(Settings, fields, "", None, ready)
     _check(settings)
     return settings
+
+
+def _scaling(value: Any, folder: Path, defaults: Agent) -> Scaling:
+    """The section `scaling`; each engine's part is read by its kind."""
+    fields = dict(tree.section(value, "scaling", tree.field_types(Scaling)))
+    given = fields.get("engines", {})
+    if not isinstance(given, Mapping):
+        raise PolicyError("scaling.engines", f"{tree.show(given)} is not a mapping of engines")
+    engines = {
+        tree.scalar(str, name, "scaling.engines"): registry.read(one, f"scaling.engines.{name}", folder)
+        for name, one in given.items()
+    }
+    base = Scaling(enabled=defaults.scaling.enabled)
+    scaling = reader(folder).build(Scaling, fields, "scaling", base, {"engines": MappingProxyType(engines)})
+    if scaling.engine and scaling.engine not in engines:
+        reason = f"{tree.show(scaling.engine)} is not in scaling.engines; {tree.nearest(scaling.engine, list(engines))}"
+        raise PolicyError("scaling.engine", reason)
+    within(scaling.interval_ms, 100, 60_000, "scaling.interval_ms")
+    within(scaling.drain_s, 0, _DAY_S, "scaling.drain_s")
+    return scaling
 
 
 def _database(value: Any, folder: Path) -> str:

@@ -7,7 +7,7 @@ Deliberately not here: figures of agents (`intake.reader`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from outrider import __version__
@@ -16,6 +16,9 @@ from outrider_control.http import Family
 
 if TYPE_CHECKING:
     from outrider_control.app import Control
+    from outrider_control.loops.scale.loop import ScaleLoop
+
+_LISTED = 5  # warnings of one kind
 
 
 class Standing:
@@ -40,6 +43,8 @@ class Standing:
             found.append(f"figures cannot be folded: {control.chores.fold.warning}")
         if control.forward is not None:
             found += control.forward.warnings
+        found += unreadable(control.publisher.unreadable)
+        found += control.scale.warnings()
         counts = control.intake.counts
         if counts.get("overflowed"):
             found.append(
@@ -78,6 +83,7 @@ class Standing:
             "outrider_control_sidecars", "gauge", "Watch streams open here.", (), {(): control.fleet.connected}
         )
         yield Family("outrider_control_series", "gauge", "Distinct series held.", (), {(): control.ledger.series})
+        yield from _scale(control.scale)
         yield _counters("outrider_control_intake", "What was taken in, by outcome.", control.intake.counts)
         yield _counters("outrider_control_watch", "What happened on watch streams.", control.publisher.counts)
         yield _counters("outrider_control_pruned", "Rows removed for their age.", control.chores.pruned)
@@ -85,6 +91,38 @@ class Standing:
             yield _counters("outrider_control_forwarded", "Requests sent on, by outcome.", control.forward.counts)
         guard = {(name,): float(value) for name, value in control.guard.figures().items()}
         yield Family("outrider_control_guard", "gauge", "The listener before the gRPC server.", ("figure",), guard)
+
+
+def _scale(loop: ScaleLoop) -> Iterator[Family]:
+    """The scale of agents; what is not known of one is left out."""
+    records = [one for one in loop.records() if one.engine]
+    gauges = {
+        "desired": ("Instances wanted.", {(one.agent_id,): float(one.desired) for one in records}),
+        "ready": ("Instances that serve.", {(one.agent_id,): float(one.ready) for one in records}),
+        "draining": ("Instances given no more calls.", {(one.agent_id,): float(one.draining) for one in records}),
+        "demand": (
+            "Calls in flight and waiting.",
+            {(one.agent_id,): one.demand for one in records if one.HasField("demand")},
+        ),
+        "failing": (
+            "1: an engine or its instances fail.",
+            {(one.agent_id,): float(bool(one.problem)) for one in records},
+        ),
+    }
+    for name, (text, samples) in gauges.items():
+        yield Family(f"outrider_control_scale_{name}", "gauge", text, ("agent_id",), samples)
+    decisions = {key: float(count) for key, count in loop.actions.items()}
+    yield Family(
+        "outrider_control_scale_decisions", "counter", "Decisions by action.", ("agent_id", "action"), decisions
+    )
+
+
+def unreadable(agents: Mapping[str, str]) -> Iterator[str]:
+    """Warnings about agents whose newest policy this program cannot enforce, and what to do."""
+    for agent_id in sorted(agents)[:_LISTED]:
+        yield f"agent {agent_id}: {agents[agent_id]}: bring this program up to date, or apply the agent anew"
+    if len(agents) > _LISTED:
+        yield f"the newest policies of {len(agents) - _LISTED} more agents cannot be enforced either: see the log"
 
 
 def _counters(name: str, text: str, counts: dict[str, int]) -> Family:

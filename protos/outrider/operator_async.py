@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from typing import Any, Self
+import functools
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import grpc
 import grpc.aio
 
+from outrider import operator_requests as requests
 from outrider.control_channel import (
     DEFAULT_CONTROL,
     DEFAULT_TIMEOUT_S,
@@ -18,11 +20,23 @@ from outrider.control_channel import (
     operator_error,
     parse_control,
 )
-from outrider.operator_requests import CHANGES, Configuration, changed_optimization, configuration_of
+from outrider.operator_requests import CHANGES, Request
 from outrider.v1 import operator_pb2 as pb
 from outrider.v1 import operator_pb2_grpc
 
 _OPEN = Access()
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _method(build: Callable[P, Request[T]]) -> Callable[Concatenate[AsyncOperator, P], Coroutine[Any, Any, T]]:
+    """The method that sends what `build` makes of its arguments."""
+
+    @functools.wraps(build)
+    async def call(self: AsyncOperator, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._call(build(*args, **kwargs))
+
+    return call
 
 
 class AsyncOperator:
@@ -47,64 +61,55 @@ class AsyncOperator:
         """Of the control plane in use."""
         return str(self.addresses[self._at])
 
-    async def apply_agents(
-        self, agents: Sequence[Configuration], reason: str, dry_run: bool = False
+    apply_agents = _method(requests.apply_agents)
+    get_agent = _method(requests.get_agent)
+    list_agents = _method(requests.list_agents)
+    delete_agents = _method(requests.delete_agents)
+    list_versions = _method(requests.list_versions)
+    rollback_agent = _method(requests.rollback_agent)
+    diff_agent = _method(requests.diff_agent)
+    set_default_agent = _method(requests.set_default_agent)
+    list_endpoints = _method(requests.list_endpoints)
+    list_sidecars = _method(requests.list_sidecars)
+    get_overview = _method(requests.get_overview)
+    get_agent_health = _method(requests.get_agent_health)
+    get_metrics = _method(requests.get_metrics)
+    list_traces = _method(requests.list_traces)
+    get_trace = _method(requests.get_trace)
+    explain_trace = _method(requests.explain_trace)
+    list_decisions = _method(requests.list_decisions)
+    list_scales = _method(requests.list_scales)
+    explain_scale = _method(requests.explain_scale)
+    configure_auto_scaling = _method(requests.configure_auto_scaling)
+    pause_scaling = _method(requests.pause_scaling)
+    resume_scaling = _method(requests.resume_scaling)
+    get_cache_stats = _method(requests.get_cache_stats)
+    purge_cache = _method(requests.purge_cache)
+    get_status = _method(requests.get_status)
+    who_am_i = _method(requests.who_am_i)
+    create_token = _method(requests.create_token)
+    list_tokens = _method(requests.list_tokens)
+    revoke_token = _method(requests.revoke_token)
+
+    # The names that agents' builders know, where they are none of the above.
+    get_dashboard_metrics = _method(requests.get_overview)
+    monitor_and_scale = _method(requests.explain_scale)
+
+    async def configure_response_optimization(
+        self, agent_id: str, reason: str, **optimization: Any
     ) -> pb.ApplyAgentsReply:
-        message = pb.ApplyAgentsRequest(agents=map(configuration_of, agents), reason=reason, dry_run=dry_run)
-        return await self._call("ApplyAgents", message)
-
-    async def get_agent(self, agent_id: str, version: int = 0) -> pb.AgentRecord:
-        return await self._call("GetAgent", pb.GetAgentRequest(agent_id=agent_id, version=version))
-
-    async def list_agents(self) -> pb.ListAgentsReply:
-        return await self._call("ListAgents", pb.ListAgentsRequest())
-
-    async def delete_agents(self, agent_ids: Sequence[str], reason: str, dry_run: bool = False) -> pb.DeleteAgentsReply:
-        message = pb.DeleteAgentsRequest(agent_ids=agent_ids, reason=reason, dry_run=dry_run)
-        return await self._call("DeleteAgents", message)
-
-    async def list_versions(self, agent_id: str, limit: int = 0) -> pb.ListVersionsReply:
-        return await self._call("ListVersions", pb.ListVersionsRequest(agent_id=agent_id, limit=limit))
-
-    async def rollback_agent(
-        self, agent_id: str, reason: str, version: int = 0, expected_version: int | None = None
-    ) -> pb.AgentRecord:
-        message = pb.RollbackAgentRequest(
-            agent_id=agent_id, version=version, reason=reason, expected_version=expected_version
-        )
-        return await self._call("RollbackAgent", message)
-
-    async def diff_agent(self, agent_id: str, from_version: int = 0, to_version: int = 0) -> pb.DiffAgentReply:
-        message = pb.DiffAgentRequest(agent_id=agent_id, from_version=from_version, to_version=to_version)
-        return await self._call("DiffAgent", message)
-
-    async def set_default_agent(self, agent_id: str, reason: str) -> pb.SetDefaultAgentReply:
-        return await self._call("SetDefaultAgent", pb.SetDefaultAgentRequest(agent_id=agent_id, reason=reason))
-
-    async def list_endpoints(self, agent_id: str = "") -> pb.ListEndpointsReply:
-        return await self._call("ListEndpoints", pb.ListEndpointsRequest(agent_id=agent_id))
-
-    async def list_sidecars(self) -> pb.ListSidecarsReply:
-        return await self._call("ListSidecars", pb.ListSidecarsRequest())
-
-    async def get_overview(self, since_ms: int = 0) -> pb.Overview:
-        return await self._call("GetOverview", pb.GetOverviewRequest(since_ms=since_ms))
-
-    async def get_agent_health(self, agent_id: str) -> pb.AgentHealth:
-        return await self._call("GetAgentHealth", pb.GetAgentHealthRequest(agent_id=agent_id))
-
-    async def get_metrics(self, agent_id: str = "", window: str = "", since_ms: int = 0, by: str = "") -> pb.Metrics:
-        message = pb.GetMetricsRequest(agent_id=agent_id, window=window, since_ms=since_ms, by=by)
-        return await self._call("GetMetrics", message)
+        """Change fields of an agent's `optimization` (`cache_enabled=True`, ...); all else stays as it is."""
+        changed = requests.changed_section(await self.get_agent(agent_id), "optimization", optimization)
+        return await self.apply_agents([changed], reason)
 
     async def stream_metrics(
         self, interval_ms: int = 0, since_ms: int = 0, agent_id: str = ""
     ) -> AsyncGenerator[pb.Overview, None]:
         """Overviews until the iterator is closed or the control plane goes away (OperatorError)."""
-        message = pb.StreamMetricsRequest(interval_ms=interval_ms, since_ms=since_ms, agent_id=agent_id)
+        request = requests.stream_metrics(interval_ms, since_ms, agent_id)
         await self._find_answering()
         at = self._at
-        call = self._stub(at, "StreamMetrics")(message, metadata=self._access.metadata)
+        call = self._stub(at, request.method)(request.message, metadata=self._access.metadata)
         try:
             async for overview in call:
                 yield overview
@@ -113,63 +118,6 @@ class AsyncOperator:
             raise operator_error(error, self.addresses[at]) from error
         finally:
             call.cancel()
-
-    async def list_traces(
-        self, agent_id: str = "", since_ms: int = 0, errors: bool = False, min_ms: int = 0, limit: int = 0
-    ) -> pb.ListTracesReply:
-        message = pb.ListTracesRequest(agent_id=agent_id, since_ms=since_ms, errors=errors, min_ms=min_ms, limit=limit)
-        return await self._call("ListTraces", message)
-
-    async def get_trace(self, trace_id: str) -> pb.Trace:
-        return await self._call("GetTrace", pb.GetTraceRequest(trace_id=trace_id))
-
-    async def explain_trace(self, trace_id: str) -> pb.ExplainTraceReply:
-        return await self._call("ExplainTrace", pb.ExplainTraceRequest(trace_id=trace_id))
-
-    async def list_decisions(
-        self, agent_id: str = "", kind: str = "", since_ms: int = 0, limit: int = 0
-    ) -> pb.ListDecisionsReply:
-        message = pb.ListDecisionsRequest(agent_id=agent_id, kind=kind, since_ms=since_ms, limit=limit)
-        return await self._call("ListDecisions", message)
-
-    async def get_cache_stats(self, agent_id: str = "") -> pb.CacheStats:
-        return await self._call("GetCacheStats", pb.GetCacheStatsRequest(agent_id=agent_id))
-
-    async def purge_cache(
-        self, reason: str, agent_id: str = "", tenant_id: str = "", tag: str = "", everything: bool = False
-    ) -> pb.PurgeCacheReply:
-        message = pb.PurgeCacheRequest(
-            agent_id=agent_id, tenant_id=tenant_id, tag=tag, everything=everything, reason=reason
-        )
-        return await self._call("PurgeCache", message)
-
-    async def get_status(self) -> pb.Status:
-        return await self._call("GetStatus", pb.GetStatusRequest())
-
-    async def who_am_i(self) -> pb.Identity:
-        return await self._call("WhoAmI", pb.WhoAmIRequest())
-
-    async def create_token(self, name: str, role: str, reason: str, ttl_ms: int = 0) -> pb.CreateTokenReply:
-        return await self._call(
-            "CreateToken", pb.CreateTokenRequest(name=name, role=role, ttl_ms=ttl_ms, reason=reason)
-        )
-
-    async def list_tokens(self) -> pb.ListTokensReply:
-        return await self._call("ListTokens", pb.ListTokensRequest())
-
-    async def revoke_token(self, token_id: str, reason: str) -> pb.RevokeTokenReply:
-        return await self._call("RevokeToken", pb.RevokeTokenRequest(id=token_id, reason=reason))
-
-    async def configure_response_optimization(
-        self, agent_id: str, reason: str, **optimization: Any
-    ) -> pb.ApplyAgentsReply:
-        """Change fields of an agent's `optimization` (`cache_enabled=True`, ...); all else stays as it is."""
-        record = await self.get_agent(agent_id)
-        return await self.apply_agents([changed_optimization(record, optimization)], reason)
-
-    async def get_dashboard_metrics(self, since_ms: int = 0) -> pb.Overview:
-        """All agents' figures: `get_overview`."""
-        return await self.get_overview(since_ms)
 
     async def close(self) -> None:
         """Close the connections; calls that are under way are cancelled."""
@@ -182,23 +130,23 @@ class AsyncOperator:
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
 
-    async def _call(self, method: str, message: Any) -> Any:
-        if method in CHANGES:
+    async def _call(self, request: Request[T]) -> T:
+        if request.method in CHANGES:
             await self._find_answering()
-            return await self._try_one(self._at, method, message)
-        return await self._try_all(method, message)
+            return await self._try_one(self._at, request)
+        return await self._try_all(request)
 
     async def _find_answering(self) -> None:
         """What must not be sent twice goes to an address that has answered already."""
         if len(self.addresses) > 1 and not self._has_answered:
-            await self._try_all("WhoAmI", pb.WhoAmIRequest())
+            await self._try_all(requests.who_am_i())
 
-    async def _try_all(self, method: str, message: Any) -> Any:
+    async def _try_all(self, request: Request[T]) -> T:
         error: OperatorError | None = None
         at = self._at  # of this call: others that fail at the same time go their own way
         for _ in self.addresses:
             try:
-                return await self._try_one(at, method, message)
+                return await self._try_one(at, request)
             except OperatorError as failed:
                 if not failed.is_unreachable:
                     raise
@@ -207,9 +155,10 @@ class AsyncOperator:
         assert error is not None, "there is at least one address"
         raise OperatorError(error.status, error.text, ", ".join(map(str, self.addresses))) from error
 
-    async def _try_one(self, at: int, method: str, message: Any) -> Any:
+    async def _try_one(self, at: int, request: Request[T]) -> T:
         try:
-            reply = await self._stub(at, method)(message, timeout=self._timeout_s, metadata=self._access.metadata)
+            stub = self._stub(at, request.method)
+            reply = await stub(request.message, timeout=self._timeout_s, metadata=self._access.metadata)
         except grpc.aio.AioRpcError as error:
             failed = operator_error(error, self.addresses[at])
             self._has_answered = self._has_answered and not failed.is_unreachable

@@ -173,7 +173,7 @@ class Queue:
     share_high: float = 0.3
     share_normal: float = 0.2
     share_low: float = 0.1
-    codel_target_ms: int = 5_000  # a lane whose shortest wait stays above this sheds who waits twice as long; 0: off
+    codel_target_ms: int = 10_000  # a lane whose shortest wait stays above this sheds who waits twice as long; 0: off
     codel_interval_ms: int = 1_000  # over which the shortest wait is taken
 
 

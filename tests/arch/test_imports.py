@@ -46,10 +46,16 @@ ALLOWED = {
     f"{CONTROL}.state": (*CONTRACT, *READING, f"{CONTROL}.core"),
     f"{CONTROL}.publish": ("outrider", f"{CONTROL}.core", f"{CONTROL}.state"),
     f"{CONTROL}.intake": (*CONTRACT, f"{CONTROL}.core", f"{CONTROL}.state"),
-    f"{CONTROL}.api": ("outrider", *(f"{CONTROL}.{name}" for name in PARTS)),
+    f"{CONTROL}.engines": (*CONTRACT, *READING, f"{CONTROL}.loops.scale.types"),
+    f"{CONTROL}.api": (
+        "outrider",
+        *(f"{CONTROL}.{name}" for name in (*PARTS, "loops.scale.record", "loops.scale.types")),
+    ),
+    f"{CONTROL}.loops": (*CONTRACT, "outrider.v1", *(f"{CONTROL}.{name}" for name in ("core", "state", "publish"))),
     # Over the operator's API alone, but for what works on a store or a configuration that nobody serves.
     f"{CONTROL}.commands": ("outrider", f"{CONTROL}.state", f"{CONTROL}.config"),
-    f"{CONTROL}.config": (*CONTRACT, *READING, f"{CONTROL}.state", f"{CONTROL}.api"),
+    f"{CONTROL}.config": (*CONTRACT, *READING, f"{CONTROL}.state", f"{CONTROL}.api", f"{CONTROL}.engines"),
+    f"{CONTROL}.scaling": tuple(f"{CONTROL}.{name}" for name in ("config", "engines", "loops", "publish", "state")),
     f"{CONTROL}.http": (),
     f"{CONTROL}.agents_file": (*CONTRACT, *READING, f"{CONTROL}.config", f"{CONTROL}.state"),
     f"{CONTROL}.chores": (

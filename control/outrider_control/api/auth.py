@@ -62,7 +62,7 @@ FindToken = Callable[[str, int], Awaitable[Token | None]]
 
 
 class Unauthenticated(Exception):
-    """Nobody we know; str() says what to do."""
+    """Nobody we know; str() says why. What to do about it depends on who calls, and is said there."""
 
 
 _caller: ContextVar[Caller] = ContextVar("outrider_caller")
@@ -112,10 +112,8 @@ class Authenticator:
         if _only(metadata, PEER_LOOPBACK) == "1":
             if self._loopback:
                 return Caller("loopback", ADMIN, peer)
-            raise Unauthenticated("auth.loopback is off, so loopback needs a token too: set OUTRIDER_TOKEN")
-        raise Unauthenticated(
-            "no token and no client certificate: set OUTRIDER_TOKEN (an admin makes one: outrider tokens create)"
-        )
+            raise Unauthenticated("no token, and auth.loopback is off")
+        raise Unauthenticated("no token and no client certificate")
 
     def forget_tokens(self) -> None:
         """Ask the store again for every token: one was revoked."""

@@ -20,6 +20,8 @@ CACHE_KEY: Final = "outrider.cache.key"
 PICK: Final = "outrider.pick"
 NOTES: Final = "outrider.notes"
 UNIT: Final = "outrider.unit"
+LANE: Final = "outrider.lane"
+DEGRADED: Final = "outrider.degraded"
 CONNECT_US: Final = "outrider.connect_us"
 ATTEMPT: Final = "outrider.attempt"
 ATTEMPT_US: Final = "outrider.attempt_us"
@@ -34,6 +36,18 @@ _VERDICTS: Final[Mapping[str, str]] = {
     "coalesced": "joined the same question, which was on its way already; the agent was asked once for both",
     "miss": "not in the cache; the agent is asked, and its reply kept if it may be",
     "bypass": "the cache stepped aside",
+}
+_SERVED_LATE: Final = (
+    "answered from the cache with a reply past its time; none is fetched while the agent is overloaded"
+)
+_GIVEN_UP: Final[Mapping[str, str]] = {
+    "serve_stale": "a reply past its time was served",
+    "trim_context": "context of little relevance was left out",
+    "cap_output": "the length of the answer was bounded",
+    "hedge_off": "no attempt was made beside a silent one",
+    "shed_low": "lane low was refused",
+    "shed_normal": "lane normal was refused",
+    "shed_high": "lane high was refused",
 }
 
 
@@ -141,6 +155,8 @@ def _cache(span: SpanView) -> Iterator[Step]:
     key = _text(span, CACHE_KEY)
     reasons = [note.removeprefix("cache: ") for note in _texts(span, NOTES) if note.startswith("cache: ")]
     text = _VERDICTS.get(verdict, f"verdict {verdict}")
+    if verdict == "stale" and "serve_stale" in _texts(span, DEGRADED):
+        text = _SERVED_LATE
     if verdict == "bypass" and reasons:
         text += f": {', '.join(reasons)}"
     if tier:
@@ -149,11 +165,25 @@ def _cache(span: SpanView) -> Iterator[Step]:
 
 
 def _admit(span: SpanView) -> Iterator[Step]:
-    waited_us = _number(span.attributes, names.QUEUE_US)
+    """How it got in: its lane, its wait, and what it gave up; or why it did not."""
+    waited_us = _number(span.attributes, names.QUEUE_US) or 0
+    lane, degraded = _text(span, LANE), list(_texts(span, DEGRADED))
+    refused = span.status == "RESOURCE_EXHAUSTED" and not _tries(span)
+    if not waited_us and not lane and not degraded and not refused:
+        return
+    facts = _known(queue_ms=waited_us / 1_000 if waited_us else None, lane=lane, degraded=degraded)
+    of_lane = f" in lane {lane}" if lane else ""
+    parts = []
     if waited_us:
-        yield Step("admit", f"waited {_ms(waited_us)} for a permit", {"queue_ms": waited_us / 1_000})
-    elif span.status == "RESOURCE_EXHAUSTED" and not _tries(span):
-        yield Step("admit", f"refused for load: {span.message or 'no reason given'}", _known(reason=span.message))
+        parts.append(f"waited {_ms(waited_us)} for a permit{of_lane}")
+    elif lane and not refused and _text(span, names.CACHE) not in _ANSWERED:
+        parts.append(f"got a permit at once{of_lane}")
+    if refused:
+        parts.append(f"refused for load{of_lane if not waited_us else ''}: {span.message or 'no reason given'}")
+        facts |= _known(reason=span.message)
+    if degraded:
+        parts.append("given up under pressure: " + ", ".join(_GIVEN_UP.get(step, step) for step in degraded))
+    yield Step("admit", "; ".join(parts) or f"lane {lane}", facts)
 
 
 def _pick(span: SpanView) -> Iterator[Step]:

@@ -23,6 +23,7 @@ from outrider_control.api.cache_api import CacheApi
 from outrider_control.api.errors import Context, answer, answer_stream
 from outrider_control.api.figures_api import FiguresApi
 from outrider_control.api.fleet_api import FleetApi
+from outrider_control.api.scale_api import ScaleApi, Scales
 from outrider_control.api.status_api import StatusApi
 from outrider_control.api.tokens_api import TokensApi
 from outrider_control.api.traces_api import TokenPrice, TracesApi
@@ -36,7 +37,8 @@ class OperatorService(operator_pb2_grpc.OperatorServicer):
     """What operators call.
 
     `defaults` gives the fields that an applied policy leaves out, `price` what tokens cost (`Prices.cost_nano_usd`);
-    `on_token_revoked` is called when a token has become void (`Authenticator.forget_tokens`)."""
+    `on_token_revoked` is called when a token has become void (`Authenticator.forget_tokens`), `scales` is the scale
+    loop."""
 
     def __init__(
         self,
@@ -49,6 +51,7 @@ class OperatorService(operator_pb2_grpc.OperatorServicer):
         *,
         defaults: Agent,
         on_token_revoked: Callable[[], None],
+        scales: Scales,
         price: TokenPrice | None = None,
     ):
         self._agents = AgentsApi(db, clock_ms, defaults)
@@ -56,6 +59,7 @@ class OperatorService(operator_pb2_grpc.OperatorServicer):
         self._figures = FiguresApi(fleet, reader, clock_ms)
         self._traces = TracesApi(reader, clock_ms, price)
         self._cache = CacheApi(db, publisher, fleet, clock_ms)
+        self._scale = ScaleApi(db, scales, clock_ms)
         self._status = StatusApi(db, status, clock_ms)
         self._tokens = TokensApi(db, clock_ms, on_token_revoked)
 
@@ -140,6 +144,31 @@ class OperatorService(operator_pb2_grpc.OperatorServicer):
         self, request: operator_pb2.ListDecisionsRequest, context: Context
     ) -> operator_pb2.ListDecisionsReply:
         return await answer(context, self._status.decisions(request))
+
+    async def ListScales(
+        self, request: operator_pb2.ListScalesRequest, context: Context
+    ) -> operator_pb2.ListScalesReply:
+        return await answer(context, self._scale.list_all(request))
+
+    async def ExplainScale(
+        self, request: operator_pb2.ExplainScaleRequest, context: Context
+    ) -> operator_pb2.ExplainScaleReply:
+        return await answer(context, self._scale.explain(request))
+
+    async def ConfigureAutoScaling(
+        self, request: operator_pb2.ConfigureAutoScalingRequest, context: Context
+    ) -> operator_pb2.AgentRecord:
+        return await answer(context, self._scale.configure(request))
+
+    async def PauseScaling(
+        self, request: operator_pb2.PauseScalingRequest, context: Context
+    ) -> operator_pb2.ScaleRecord:
+        return await answer(context, self._scale.pause(request))
+
+    async def ResumeScaling(
+        self, request: operator_pb2.ResumeScalingRequest, context: Context
+    ) -> operator_pb2.ScaleRecord:
+        return await answer(context, self._scale.resume(request))
 
     async def GetCacheStats(
         self, request: operator_pb2.GetCacheStatsRequest, context: Context

@@ -31,16 +31,22 @@ _OTLP = "opentelemetry.proto.collector"
 _SERVICES: Mapping[str, Mapping[str, Rule]] = {
     _OPERATOR: {
         **dict.fromkeys(("ApplyAgents", "DeleteAgents", "RollbackAgent", "SetDefaultAgent", "PurgeCache"), CHANGE),
+        **dict.fromkeys(("ConfigureAutoScaling", "PauseScaling", "ResumeScaling"), CHANGE),
         **dict.fromkeys(("GetAgent", "ListAgents", "ListVersions", "DiffAgent"), READ),
         **dict.fromkeys(("ListEndpoints", "ListSidecars", "GetCacheStats", "GetStatus"), READ),
         **dict.fromkeys(("GetOverview", "GetAgentHealth", "GetMetrics", "StreamMetrics"), READ),
         **dict.fromkeys(("ListTraces", "GetTrace", "ExplainTrace", "ListDecisions"), READ),
+        **dict.fromkeys(("ListScales", "ExplainScale"), READ),
         **dict.fromkeys(("CreateToken", "ListTokens", "RevokeToken"), RULE),
         "WhoAmI": ANYBODY,
     },
     "outrider.v1.Mesh": dict.fromkeys(("Watch", "Register", "Renew", "Deregister"), SPEAK),
     f"{_OTLP}.trace.v1.TraceService": {"Export": SPEAK},
     f"{_OTLP}.metrics.v1.MetricsService": {"Export": SPEAK},
+    # KEDA has no token to send: its client certificate is given a role by `auth.certificates`.
+    "externalscaler.ExternalScaler": dict.fromkeys(
+        ("IsActive", "StreamIsActive", "GetMetricSpec", "GetMetrics", "StreamMetricSpec"), READ
+    ),
     # Probes without a token ask /healthz and /readyz of the HTTP port.
     "grpc.health.v1.Health": dict.fromkeys(("Check", "Watch", "List"), ANYBODY),
     "grpc.reflection.v1alpha.ServerReflection": {"ServerReflectionInfo": ANYBODY},

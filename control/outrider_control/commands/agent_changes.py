@@ -31,7 +31,7 @@ def apply_file(session: Session) -> None:
     file = read_agents(options.file)
     reason = session.reason()
     reply = _apply(session, file, file.configurations(), reason)
-    _show_applied(session, reply.agents)
+    show_applied(session, reply.agents)
 
 
 def _apply(
@@ -53,7 +53,8 @@ def _stale(file: AgentFile | None, text: str) -> str:
     return f"{file.name}: {text} (outrider agents get AGENT prints the newest)"
 
 
-def _show_applied(session: Session, applied: Iterable[pb.Applied]) -> None:
+def show_applied(session: Session, applied: Iterable[pb.Applied]) -> None:
+    """What came of each agent, or would come."""
     out, is_dry = session.out, session.options.dry_run
     if out.is_json:
         out.json({"agents": [plain(one) for one in applied], "dry_run": is_dry})
@@ -84,7 +85,7 @@ def delete(session: Session) -> None:
     """`agents delete`."""
     options = session.options
     reply = session.operator.delete_agents(options.agents, session.reason(), options.dry_run)
-    _show_applied(session, reply.agents)
+    show_applied(session, reply.agents)
 
 
 def rollback(session: Session) -> None:
@@ -141,7 +142,7 @@ def import_rows(session: Session) -> None:
             if isinstance(error, OperatorError) and error.status not in _REFUSALS:
                 raise
             raise CommandError(f"{name}: {error}{done}") from error
-    _show_applied(session, applied)
+    show_applied(session, applied)
     if not out.is_json:
         _show_passed_over(out, rows)
 

@@ -17,15 +17,15 @@ from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 from outrider import tree
-from outrider.policy import Agent, PolicyError
+from outrider.policy import Agent, Optimization, PolicyError
 
 ROWS_KEY = "agent_configurations"
 _WORDS = {"true": True, "t": True, "1": True, "yes": True, "false": False, "f": False, "0": False, "no": False}
-# Tables often hold the fields of these sections as columns of their own.
+# Tables often hold these fields as columns of their own. Others go by their section: in a table `enabled`, `engine` or
+# `capacity` may well mean something else.
 _SECTION_OF = {
-    field: f"{section}."
-    for section in ("optimization", "scaling")
-    for field in tree.field_types(tree.field_types(Agent)[section])
+    **dict.fromkeys(tree.field_types(Optimization), "optimization."),
+    **dict.fromkeys(("min_instances", "max_instances", "target_utilization"), "scaling."),
 }
 _MAX_ROWS = 10_000
 _MAX_CELL = 1024 * 1024

@@ -16,6 +16,7 @@ from typing import NoReturn
 from outrider.control_channel import DEFAULT_CONTROL
 
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)(ms|s|m|h|d|w)")
+_DECIMAL = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,12})?")
 _UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 _MAX_MS = 3_660 * 86_400_000
 WINDOWS = ("10s", "1m", "1h")
@@ -98,6 +99,28 @@ def count(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or not 1 <= len(text) <= 9 or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return int(text)
+
+
+def whole(text: str) -> int:
+    """A whole number from 0."""
+    if not text.isascii() or not text.isdecimal() or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+    return int(text)
+
+
+def decimal(text: str) -> float:
+    """A number from 0, as 0.75."""
+    if not _DECIMAL.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0")
+    return float(text)
+
+
+def seconds(text: str) -> int:
+    """Whole seconds: `300`, or as a duration, `5m`."""
+    value_ms = whole(text) * 1_000 if text.isdecimal() else duration_ms(text)
+    if value_ms % 1_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of whole seconds")
+    return value_ms // 1_000
 
 
 def version(text: str) -> int:

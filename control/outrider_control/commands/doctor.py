@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 from rich.text import Text
 
 from outrider import __version__, yaml_file
@@ -28,6 +29,7 @@ from outrider_control.commands.findings import (
     Finding,
     judge_clock,
     judge_endpoints,
+    judge_scales,
     judge_sidecars,
     judge_status,
     judge_traffic,
@@ -39,7 +41,7 @@ from outrider_control.commands.session import DONE, FAILED, UNREACHABLE, Command
 
 _HOUR_MS = 3_600_000
 _CHECK_S = 30.0
-_CONTROL_KEYS = frozenset({"grpc", "http", "database", "agents_file", "auth", "retention", "prices"})
+_CONTROL_KEYS = frozenset({"grpc", "http", "database", "agents_file", "auth", "retention", "prices", "scaling"})
 
 
 def main(arguments: list[str]) -> int:
@@ -126,6 +128,11 @@ def _mesh(operator: Operator) -> Iterator[Finding]:
     yield from judge_sidecars(sidecars, status.version, status.now_unix_ms)
     yield from judge_endpoints(operator.list_agents().agents, operator.list_endpoints().endpoints)
     yield from judge_traffic(operator.get_overview(_HOUR_MS), sidecars, status.now_unix_ms)
+    try:
+        yield from judge_scales(operator.list_scales().scales)
+    except OperatorError as error:
+        if error.status is not grpc.StatusCode.UNIMPLEMENTED:  # of the version before
+            raise
 
 
 def check_config(path: str) -> Finding:

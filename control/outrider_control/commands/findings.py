@@ -20,6 +20,8 @@ OK, NOTE, WRONG = "ok", "note", "wrong"
 MAX_CLOCK_OFFSET_MS = 5_000  # past it, intake shifts spans
 _AGREES_MS = 100
 SILENT_MS = 60_000  # a sidecar that served calls while no span came
+_DECIDED = ("scaling", "no data")  # states of agents that the scale loop decides about
+_SCALING = "scaling of "  # how a warning about one agent's instances begins
 _LISTED = 5  # of a kind in one line
 _RELEASE = re.compile(r"(\d+)\.(\d+)")
 
@@ -28,7 +30,7 @@ _RELEASE = re.compile(r"(\d+)\.(\d+)")
 class Finding:
     """One thing that was looked at."""
 
-    check: str  # control, version, clock, port, config, store, sidecars, endpoints, traffic
+    check: str  # control, version, clock, port, config, store, sidecars, endpoints, scaling, traffic
     level: str
     text: str
     todo: str = ""
@@ -60,9 +62,10 @@ def judge_clock(what: str, offset_ms: float, doubt_ms: float = 0) -> Finding:
 
 def judge_status(status: pb.Status) -> Iterator[Finding]:
     """What the control plane says of itself."""
-    for warning in status.warnings:
+    warnings = [one for one in status.warnings if not one.startswith(_SCALING)]  # those are `judge_scales`'s
+    for warning in warnings:
         yield Finding("store", WRONG, warning, "the control plane's log says more")
-    if not status.warnings:
+    if not warnings:
         kind = f"{status.store} store, schema {status.schema}"
         yield Finding("store", OK, f"{kind}: no warning")
     if not status.leader and not status.peers:
@@ -135,6 +138,42 @@ def judge_endpoints(agents: Sequence[pb.AgentRecord], endpoints: Sequence[pb.End
         yield Finding("endpoints", NOTE, "no agent is configured", "outrider agents apply -f FILE --reason TEXT")
     elif not lonely:
         yield Finding("endpoints", OK, f"every agent has an endpoint ({len(agents)})")
+
+
+def judge_scales(scales: Sequence[pb.ScaleRecord]) -> Iterator[Finding]:
+    """Agents whose number of instances is not, or cannot be, what it should be."""
+    for record in scales:
+        yield from _judge_scale(record)
+    alone = [one.agent_id for one in scales if one.state == "no engine" and not one.problem]
+    if alone:
+        text = f"nothing starts and ends instances of: {_some(alone)}"
+        todo = "configure scaling.engines in the control plane's file, or set scaling.enabled of the agents to false"
+        yield Finding("scaling", NOTE, text, todo)
+    unsized = [one.agent_id for one in scales if one.state in _DECIDED and not one.HasField("capacity")]
+    if unsized:
+        text = f"what one instance can do is not known yet, so that it cannot be scaled by demand: {_some(unsized)}"
+        todo = "outrider scale set AGENT --capacity N, or `capacity` of its endpoints; else it is learnt under load"
+        yield Finding("scaling", NOTE, text, todo)
+    decided = [one for one in scales if one.state == "scaling"]
+    if decided and not any(one.problem for one in decided):
+        yield Finding("scaling", OK, f"{len(decided)} agent{'s are' if len(decided) > 1 else ' is'} scaled by demand")
+
+
+def _judge_scale(record: pb.ScaleRecord) -> Iterator[Finding]:
+    agent_id = record.agent_id
+    if record.state == "failing" or (record.state == "no engine" and record.problem):
+        text = f"{agent_id} cannot be scaled: {record.problem or 'its engine fails'}"
+        todo = f"mend what is said there; outrider scale explain {agent_id} says more"
+        yield Finding("scaling", WRONG, text, todo)
+    elif record.problem:
+        todo = f"outrider scale explain {agent_id} says more"
+        yield Finding("scaling", NOTE, f"{agent_id}: {record.problem}", todo)
+    if record.state == "paused":
+        text = f"{agent_id} stays at {record.desired}: paused by {record.paused_by}: {record.paused_reason}"
+        yield Finding("scaling", NOTE, text, f"outrider scale resume {agent_id} --reason TEXT")
+    if record.state == "scaling" and record.desired >= record.max_instances and record.utilization > 1:
+        text = f"{agent_id} has its most instances ({record.max_instances}), and more calls than they can do"
+        yield Finding("scaling", NOTE, text, f"outrider scale set {agent_id} --max N, or a higher cost cap")
 
 
 def judge_traffic(overview: pb.Overview, sidecars: Sequence[pb.SidecarRecord], now_ms: int) -> Iterator[Finding]:

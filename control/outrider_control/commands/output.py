@@ -33,6 +33,16 @@ _STYLES = {
     "unhealthy": _BAD,
     "wrong": _BAD,
     "deleted": _BAD,
+    "scaling": _GOOD,
+    "ready": _GOOD,
+    "paused": _MIDDLING,
+    "no engine": _MIDDLING,
+    "no data": _MIDDLING,
+    "starting": _MIDDLING,
+    "draining": _MIDDLING,
+    "disabled": _DIM,
+    "failing": _BAD,
+    "failed": _BAD,
 }
 
 

@@ -166,7 +166,8 @@ def explained(error: OperatorError) -> str:
         case status.DEADLINE_EXCEEDED:
             return f"the control plane at {error.address} did not answer in time: try again, or give --timeout"
         case status.UNAUTHENTICATED:
-            return f"{text}: give a valid token by OUTRIDER_TOKEN, OUTRIDER_TOKEN_FILE or --token"
+            how = "OUTRIDER_TOKEN, OUTRIDER_TOKEN_FILE or --token"
+            return f"{text}: give a valid token by {how} (an admin makes one: outrider tokens create)"
         case status.PERMISSION_DENIED:
             return f"{text}: use a token of a role that may (outrider status shows who you are)"
         case status.UNIMPLEMENTED:

@@ -45,6 +45,7 @@ class Lease:
     expires_ms: int
     stored_ms: int = 0  # until when the store says it lives
     revision: int = 0  # of the store when it was written there; what was read of the store before does not know it
+    draining: bool = False  # a lease still, but given no more calls; the store says so, here it is only repeated
 
     @property
     def key(self) -> Key:
@@ -165,6 +166,8 @@ class Leases:
         for address, lease in fresh.items():
             if address in older or address not in standing:
                 self.correct(lease)
+            else:  # marks are never written here first
+                standing[address].draining = lease.draining
         return gone
 
     def correct(self, lease: Lease) -> None:

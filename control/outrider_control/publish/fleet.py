@@ -2,14 +2,16 @@
 
 Always holds: a sidecar is known by the instance id of its process, and the newest stream of an instance is the one
 that counts; one that has gone is remembered for ten minutes, and there are never more than 10,000; load older than
-three seconds is no load. What other control planes serve is known from the store, as old as their last word.
+three seconds is no load. What other control planes serve is known from the store, as old as their last word; who is
+not there any more serves nobody.
 
 Deliberately not here: streams and the store (`publisher`), how leases live (`core.leases`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
+from typing import NamedTuple
 
 from outrider.policy import Agent
 from outrider.v1 import mesh_pb2, operator_pb2
@@ -21,11 +23,23 @@ from outrider_control.state.sidecars import SidecarRow
 
 LOAD_STALE_MS = 3_000
 FOREIGN_STALE_MS = 10_000  # after this long without a word a sidecar of another control plane is not connected
+PEER_STALE_MS = 6_000  # after this long without a word a control plane is not there: it says so every two seconds
 REMEMBERED_MS = 600_000
 MAX_SIDECARS = 10_000
 MAX_TEXT = 256
 MAX_CAPABILITIES = 32
 MAX_LOADED_AGENTS = 10_000
+
+
+class Report(NamedTuple):
+    """The last load report of one sidecar of the mesh."""
+
+    instance_id: str
+    load: mesh_pb2.LoadReport | None  # None: there was none yet
+    at_ms: int  # received; 0: never
+    fresh: bool
+    connected: bool
+    own: bool  # connected to this control plane
 
 
 class Sidecar:
@@ -45,7 +59,9 @@ class Sidecar:
 
 
 class Fleet:
-    """`on_dropped(instance_id, agent_id, growth)` is called for spans a sidecar says it lost."""
+    """`on_dropped(instance_id, agent_id, growth)` is called for spans a sidecar says it lost.
+
+    `on_waiting(agent_id)` is called for every report that says that calls of an agent wait."""
 
     def __init__(
         self,
@@ -58,6 +74,10 @@ class Fleet:
         self.leases = Leases()
         self.agents: dict[str, Agent] = {}  # in force, by key
         self.on_dropped = on_dropped
+        self.alone = False  # no other control plane can be on this store: what others say there is of the past
+        self._peers: dict[str, tuple[int, int]] = {}  # id -> by its clock, and by ours when it last said something new
+        self._met_ms = 0
+        self.on_waiting: Callable[[str], None] = lambda _agent_id: None
         self._clock_ms = clock_ms
         self._sidecars: dict[str, Sidecar] = {}
         self._foreign: dict[str, SidecarRow] = {}
@@ -89,6 +109,26 @@ class Fleet:
                 loads[instance_id] = sidecar.load
         return loads
 
+    def reports(self) -> list[Report]:
+        """The last one of every sidecar that is known, at any control plane."""
+        now_ms = self._clock_ms()
+        found: dict[str, Report] = {}
+        for instance_id, row in self._foreign.items():
+            record = operator_pb2.SidecarRecord.FromString(row.record)
+            connected = self._is_connected(row, now_ms)
+            fresh = connected and now_ms - row.seen_ms <= LOAD_STALE_MS
+            if record.HasField("load"):
+                found[instance_id] = Report(instance_id, record.load, row.seen_ms, fresh, connected, False)
+            else:
+                found[instance_id] = Report(instance_id, None, 0, False, connected, False)
+        for instance_id, sidecar in self._sidecars.items():
+            connected = sidecar.watch is not None
+            foreign = found.get(instance_id)
+            if connected or foreign is None or not foreign.connected:
+                fresh = sidecar.load is not None and self._is_loaded(sidecar, now_ms)
+                found[instance_id] = Report(instance_id, sidecar.load, sidecar.loaded_ms, fresh, connected, True)
+        return list(found.values())
+
     def endpoints(self, agent_id: str = "") -> list[operator_pb2.EndpointRecord]:
         """Of one agent, or of all, by agent and address: declared, registered and announced.
 
@@ -99,7 +139,11 @@ class Fleet:
         for agent in self.agents.values() if not agent_id else filter(None, [self.agents.get(agent_id)]):
             for declared in agent.endpoints:
                 endpoint = mesh_pb2.Endpoint(
-                    agent_id=agent.agent_id, address=declared.address, weight=declared.weight, labels=declared.labels
+                    agent_id=agent.agent_id,
+                    address=declared.address,
+                    weight=declared.weight,
+                    labels=declared.labels,
+                    capacity=declared.capacity,
                 )
                 found[agent.agent_id, declared.address] = operator_pb2.EndpointRecord(
                     endpoint=endpoint, source="declared"
@@ -180,6 +224,9 @@ class Fleet:
             sidecar.dropped = load.spans_dropped
             sidecar.changed = True
             self.on_dropped(sidecar.record.instance_id, sidecar.record.agent_id, growth)
+        for agent in load.agents:
+            if agent.queued:
+                self.on_waiting(agent.agent_id)
 
     def closed(self, sidecar: Sidecar) -> bool:
         """A stream has ended. False: a newer one of the same instance had taken its place."""
@@ -187,6 +234,18 @@ class Fleet:
         sidecar.seen_ms = self._clock_ms()
         sidecar.changed = True
         return self._sidecars.get(sidecar.record.instance_id) is sidecar
+
+    def elsewhere(self, own: Container[str], since_ms: int) -> int:
+        """Sidecars that other control planes have heard since then, without `own`."""
+        return sum([row.seen_ms >= since_ms and row.instance_id not in own for row in self._foreign.values()])
+
+    def is_elsewhere(self, instance_id: str, now_ms: int) -> bool:
+        """Whether another control plane serves it now."""
+        row = self._foreign.get(instance_id)
+        sidecar = self._sidecars.get(instance_id)
+        if row is None or (sidecar is not None and (sidecar.watch is not None or sidecar.seen_ms > row.seen_ms)):
+            return False
+        return row.connected and now_ms - row.seen_ms <= FOREIGN_STALE_MS
 
     def watching(self) -> list[Sidecar]:
         return [sidecar for sidecar in self._sidecars.values() if sidecar.watch is not None]
@@ -223,10 +282,29 @@ class Fleet:
 
     def _foreign_record(self, row: SidecarRow, now_ms: int) -> operator_pb2.SidecarRecord:
         record = operator_pb2.SidecarRecord.FromString(row.record)
-        record.connected = row.connected and now_ms - row.seen_ms <= FOREIGN_STALE_MS
+        record.connected = self._is_connected(row, now_ms)
         if not record.connected or now_ms - row.seen_ms > LOAD_STALE_MS:
             record.ClearField("load")
         return record
+
+    def _is_connected(self, row: SidecarRow, now_ms: int) -> bool:
+        """Whether another control plane has the sidecar's stream, as far as that can be known: it said so lately, and
+        is itself still there."""
+        if self.alone or not row.connected or now_ms - row.seen_ms > FOREIGN_STALE_MS:
+            return False
+        peer = self._peers.get(row.control_id)
+        if peer is None:  # it came after the last look at who is there, or was gone by then
+            return row.seen_ms > self._met_ms
+        return now_ms - max(peer) <= PEER_STALE_MS
+
+    def meet(self, peers: Mapping[str, int]) -> None:
+        """The control planes on this store: id -> when each last said, by its own clock, that it is there."""
+        now_ms, before = self._clock_ms(), self._peers
+        self._peers = {}
+        for control_id, said_ms in peers.items():
+            last_ms, heard_ms = before.get(control_id, (said_ms, 0))
+            self._peers[control_id] = said_ms, now_ms if said_ms != last_ms else heard_ms
+        self._met_ms = now_ms
 
     def to_store(self, with_loads: bool) -> list[SidecarRow]:
         """What to write for the others. `with_loads`: also sidecars of which nothing is new but load."""

@@ -32,11 +32,14 @@ def to_row(lease: Lease) -> LeaseRow:
         endpoint=lease.endpoint,
         ttl_ms=lease.ttl_ms,
         expires_ms=lease.expires_ms,
+        draining=int(lease.draining),
     )
 
 
 def to_lease(row: LeaseRow) -> Lease:
-    return Lease(row.agent_id, row.address, row.owner, row.source, row.node, row.endpoint, row.ttl_ms, row.expires_ms)
+    lease = Lease(row.agent_id, row.address, row.owner, row.source, row.node, row.endpoint, row.ttl_ms, row.expires_ms)
+    lease.draining = bool(row.draining)
+    return lease
 
 
 def change(connection: Connection, puts: Sequence[LeaseRow], removals: Mapping[Key, str], now_ms: int) -> int:

@@ -30,7 +30,9 @@ from outrider_control.core.leases import (
     Leases,
 )
 from outrider_control.publish import lease_changes
+from outrider_control.state import leases
 from outrider_control.state.database import Database, DatabaseError
+from outrider_control.state.leases import is_same_process
 
 INTERVAL_MS = 1_000
 MAX_WAITING = 10_000  # registrations that wait for the store
@@ -113,6 +115,11 @@ class Lessor:
             await self._db.write(lease_changes.change, (), removals, self._clock_ms())
             for key in removals:
                 self._leases.drop(key)
+
+    async def mark(self, agent_id: str, addresses: Sequence[str], draining: bool) -> int:
+        """Has endpoints of an agent drain (leases still, but sidecars are not told of them) or serve again. Returns the
+        version of the agent's endpoints that says so. The mark lives in the store, as long as the lease."""
+        return await self._db.write(leases.mark, agent_id, addresses, draining)
 
     # What streams say.
 
@@ -244,7 +251,10 @@ class Lessor:
                 elif not waiter.done():
                     waiter.set_exception(Full(reason))
                 continue
-            before.setdefault(lease.key, self._leases.get(lease.key))
+            standing = self._leases.get(lease.key)
+            before.setdefault(lease.key, standing)
+            if standing is not None and is_same_process(lease.owner, lease.source, standing.owner):
+                lease.draining = standing.draining  # as the store keeps it
             lease.expires_ms = self._clock_ms() + lease.ttl_ms
             lease.revision = UNWRITTEN
             self._leases.put(lease)

@@ -106,7 +106,7 @@ class MeshService(mesh_pb2_grpc.MeshServicer):
                 if watch.ack(request.ack.nonce, refused):
                     self._publisher.acked(sidecar, refused)
             case "load":
-                self._publisher.fleet.loaded(sidecar, request.load)
+                self._publisher.loaded(sidecar, request.load)
             case "announcement":
                 self._publisher.announced(sidecar, request.announcement)
             case "hello":

@@ -27,7 +27,7 @@ class EpochTable(NamedTuple):
 
 
 class EndpointSet(NamedTuple):
-    """All registered endpoints of one agent, by address."""
+    """All registered endpoints of one agent, by address, those that drain among them."""
 
     leases: list[Lease]
     version: int
@@ -42,6 +42,7 @@ class News(NamedTuple):
     epochs: EpochTable | None
     default_agent: tuple[str, int]
     revision: int
+    unreadable: Mapping[str, str]  # agents whose newest policy cannot be enforced, and what is instead
 
     def leases(self) -> list[Lease]:
         return [lease for endpoint_set in self.endpoints.values() for lease in endpoint_set.leases]
@@ -49,11 +50,11 @@ class News(NamedTuple):
 
 def since(connection: Connection, revision: int) -> News:
     """`revision` 0: everything."""
-    records, deleted, now = agents.changed_since(connection, revision)
+    records, deleted, now, unreadable = agents.changed_since(connection, revision)
     endpoints = {
         agent_id: EndpointSet([to_lease(row) for row in found.leases], found.revision)
         for agent_id, found in leases.changed_since(connection, revision).items()
     }
     newest = connection.execute(sa.select(sa.func.max(schema.epochs.c.revision))).scalar() or 0
     table = EpochTable(*epochs.current(connection)) if newest > revision else None
-    return News(records, deleted, endpoints, table, agents.default_agent(connection), now)
+    return News(records, deleted, endpoints, table, agents.default_agent(connection), now, unreadable)

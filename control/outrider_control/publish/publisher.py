@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from outrider.v1 import mesh_pb2
@@ -18,10 +19,11 @@ from outrider_control.publish import news, resources
 from outrider_control.publish.fleet import REMEMBERED_MS, Fleet, Sidecar
 from outrider_control.publish.lessor import Lessor
 from outrider_control.publish.news import News
+from outrider_control.publish.quotas import KEY_BYTES, KEY_NAME, Divider
 from outrider_control.publish.resources import ENDPOINTS, POLICY, ResourceId
 from outrider_control.publish.streams import Stream
 from outrider_control.publish.watch import Refused
-from outrider_control.state import sidecars
+from outrider_control.state import meta, sidecars
 from outrider_control.state.database import Database, DatabaseError
 
 RETRY_S = 0.5
@@ -44,8 +46,10 @@ class Publisher:
     ):
         self.fleet = fleet
         self.lessor = Lessor(db, fleet.leases, clock_ms)
+        self.divider = Divider(fleet, clock_ms, self._say)
         self.closing = False
         self.revision = 0  # of the store, as far as it was read
+        self.unreadable: dict[str, str] = {}  # agents whose newest policy cannot be enforced, and what is instead
         self.counts = {"updates": 0, "acks": 0, "refusals": 0, "replaced": 0}
         self._db = db
         self._clock_ms = clock_ms
@@ -66,8 +70,13 @@ class Publisher:
         whole = await self._db.read(news.since, 0)
         self.fleet.leases.load(whole.leases(), now_ms)
         self._take(whole, at_start=True)
+        self.fleet.alone = self._db.dialect == "sqlite"
         self.fleet.learn(await self._db.read(sidecars.current, now_ms - REMEMBERED_MS))
         self.lessor.start()
+        quota_key = await self._db.read(meta.text, KEY_NAME)
+        if not quota_key:
+            quota_key = await self._db.write(meta.ensure_text, KEY_NAME, secrets.token_hex(KEY_BYTES))
+        self.divider.start(bytes.fromhex(quota_key))
         self._rememberer = asyncio.get_running_loop().create_task(self._remember_forever())
 
     async def close(self) -> None:
@@ -82,6 +91,7 @@ class Publisher:
         await asyncio.gather(*tasks, return_exceptions=True)
         for _, waiter in self._waiting:
             waiter.cancel()
+        await self.divider.close()
         await self.lessor.close()
 
     # The store.
@@ -150,6 +160,9 @@ class Publisher:
         """Puts what is new in the catalog, and names it in `changed`."""
         catalog = self.fleet.catalog
         now_us = self._clock_ms() * 1_000
+        for agent_id in (*(record.agent.agent_id for record in news.agents), *(name for name, _ in news.deleted)):
+            self.unreadable.pop(agent_id, None)
+        self.unreadable.update(news.unreadable)
         for record in news.agents:
             agent = record.agent
             self.fleet.agents[agent.agent_id] = agent
@@ -163,7 +176,8 @@ class Publisher:
             if not at_start:
                 self.lessor.lost(self.fleet.leases.learn(agent_id, endpoint_set.leases, news.revision))
             key = ResourceId(ENDPOINTS, agent_id)
-            encoded = [lease.endpoint for lease in sorted(endpoint_set.leases, key=lambda lease: lease.address)]
+            ordered = sorted(endpoint_set.leases, key=lambda lease: lease.address)
+            encoded = [lease.endpoint for lease in ordered if not lease.draining]
             if encoded:
                 is_new = catalog.put(resources.endpoints(agent_id, endpoint_set.version, encoded, now_us))
             else:
@@ -213,6 +227,7 @@ class Publisher:
         sidecar = self.fleet.open(hello, stream.watch, peer)
         self._streams[hello.instance_id] = stream
         stream.wake()
+        self.divider.opened(hello)
         if self.closing:
             stream.end("this control plane is stopping: take another one")
         return sidecar
@@ -220,9 +235,22 @@ class Publisher:
     def closed(self, sidecar: Sidecar, stream: Stream) -> None:
         if self._streams.get(stream.instance_id) is stream:
             del self._streams[stream.instance_id]
+            self.divider.closed(stream.instance_id)
         if self.fleet.closed(sidecar):
             self.lessor.released(stream.instance_id)
         self._answered.set()
+
+    def loaded(self, sidecar: Sidecar, load: mesh_pb2.LoadReport) -> None:
+        instance_id = sidecar.record.instance_id
+        stream = self._streams.get(instance_id)
+        if stream is not None and stream.watch is sidecar.watch:  # not of a stream that was replaced
+            self.divider.taken(instance_id, load)
+        del load.quotas[:]
+        self.fleet.loaded(sidecar, load)
+
+    def _say(self, instance_id: str, message: bytes) -> bool:
+        stream = self._streams.get(instance_id)
+        return stream is not None and stream.say(message)
 
     def acked(self, sidecar: Sidecar, refused: Sequence[Refused]) -> None:
         self.fleet.acked(sidecar)

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable
 
 from outrider_control.publish.resources import MAX_UPDATE_BYTES, Catalog
 from outrider_control.publish.watch import Watch
+
+MAX_SAID = 32  # messages beside updates that wait
 
 _LOG = logging.getLogger("outrider.control.watch")
 
@@ -21,7 +24,7 @@ _LOG = logging.getLogger("outrider.control.watch")
 class Stream:
     """`write` sends one message; `stop(reason)` makes the reading side end the stream."""
 
-    __slots__ = ("_catalog", "_closed", "_stop", "_write", "_writer", "instance_id", "watch")
+    __slots__ = ("_beside", "_catalog", "_closed", "_stop", "_write", "_writer", "instance_id", "watch")
 
     def __init__(
         self,
@@ -38,6 +41,15 @@ class Stream:
         self._stop = stop
         self._writer: asyncio.Task[None] | None = None
         self._closed = False
+        self._beside: deque[bytes] = deque()  # messages that are no updates, to be sent once there is none
+
+    def say(self, message: bytes) -> bool:
+        """Send a message of one's own after all updates. False: too many wait, and it is not sent."""
+        if self._closed or len(self._beside) >= MAX_SAID:
+            return False
+        self._beside.append(message)
+        self.wake()
+        return True
 
     def wake(self) -> None:
         """There may be something to say."""
@@ -46,7 +58,7 @@ class Stream:
 
     async def _say(self) -> None:
         try:
-            while (message := self.watch.next(self._catalog)) is not None:
+            while (message := self.watch.next(self._catalog) or self._next_beside()) is not None:
                 if len(message) > MAX_UPDATE_BYTES:
                     _LOG.error("an update of %d bytes is more than a sidecar takes: delete agents", len(message))
                 await self._write(message)
@@ -55,6 +67,9 @@ class Stream:
             self._stop(f"an update could not be sent: {error}")
         finally:
             self._writer = None
+
+    def _next_beside(self) -> bytes | None:
+        return self._beside.popleft() if self._beside else None
 
     def end(self, reason: str) -> None:
         self._stop(reason)

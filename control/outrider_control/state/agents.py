@@ -3,7 +3,7 @@
 Always holds: a change is whole (all agents of one `apply` or none), raises the revision once, makes one version per
 agent that really changes and one entry in the journal for it, all in the caller's transaction. Versions of an agent
 count from 1 and go on after it was deleted. What is stored is valid by the rules of `policy_parse`; a policy in force
-that this version cannot enforce (a newer program wrote it) is passed over for the newest one that it can.
+that this version cannot enforce (a newer program wrote it) is passed over for the newest one that it can, and said so.
 
 Deliberately not here: documents and what differs between them (`documents`), telling sidecars (`publish`).
 """
@@ -15,7 +15,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -24,13 +24,14 @@ from outrider import policy_parse
 from outrider.policy import Agent, Policy, PolicyError
 from outrider_control.core.decision import Decision
 from outrider_control.state import documents, journal, revision
+from outrider_control.state.agent_errors import StaleVersion, UnknownAgent, UnknownVersion
 from outrider_control.state.documents import FieldChange, difference
 from outrider_control.state.rows import replace_rows
 from outrider_control.state.schema import agent_versions, agents, meta
 
 __all__ = [
-    "AgentRecord", "Applied", "FieldChange", "StaleVersion", "UnknownAgent", "UnknownVersion", "Version", "Wanted",
-    "apply", "changed_since", "current", "default_agent", "delete", "difference", "get", "rollback",
+    "AgentRecord", "Applied", "Changed", "FieldChange", "StaleVersion", "UnknownAgent", "UnknownVersion", "Version",
+    "Wanted", "apply", "changed_since", "current", "default_agent", "delete", "difference", "get", "rollback",
     "set_default_agent", "versions",
 ]  # fmt: skip
 
@@ -40,35 +41,6 @@ _DEFAULT_AGENT = "default_agent"  # the row of `meta`: its revision and its name
 _NAMES_A_QUERY = 500  # SQLite bounds the parameters of a statement
 _MAX_VERSIONS = 10_000  # read at a time
 _CHANGES_JOURNALLED = 50
-
-
-class UnknownAgent(LookupError):
-    """There is no agent of that name."""
-
-    def __init__(self, agent_id: str):
-        super().__init__(f"there is no agent {agent_id!r}")
-        self.agent_id = agent_id
-
-
-class UnknownVersion(LookupError):
-    """An agent has no policy of that version."""
-
-    def __init__(self, agent_id: str, version: int, reason: str = "is not kept"):
-        super().__init__(f"version {version} of agent {agent_id!r} {reason}")
-        self.agent_id = agent_id
-        self.version = version
-
-
-class StaleVersion(Exception):
-    """Somebody else changed the agent in between. A version of 0 means that there is no such agent."""
-
-    def __init__(self, agent_id: str, expected: int, actual: int):
-        found = f"is at version {actual}" if actual else "does not exist"
-        wanted = f"version {expected}" if expected else "a new agent"
-        super().__init__(f"agent {agent_id!r} {found}, not {wanted}: read it again and repeat the change")
-        self.agent_id = agent_id
-        self.expected = expected
-        self.actual = actual
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +80,17 @@ class Applied:
     outcome: str
     version: int
     changes: tuple[FieldChange, ...] = ()
+
+
+class Changed(NamedTuple):
+    """What changed after a revision: agents in force, (agent, version) of deleted ones, and the revision now.
+
+    `unreadable` says of agents whose newest version this program cannot enforce why, and what is in force instead."""
+
+    records: list[AgentRecord]
+    deleted: list[tuple[str, int]]
+    revision: int
+    unreadable: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +233,7 @@ def get(connection: Connection, agent_id: str, version: int = 0) -> AgentRecord:
 
 def current(connection: Connection) -> list[AgentRecord]:
     """All agents in force, in the order of their ids."""
-    return _records(connection, agents.c.deleted == 0)
+    return _records(connection, agents.c.deleted == 0)[0]
 
 
 def versions(connection: Connection, agent_id: str, limit: int = 100) -> list[Version]:
@@ -263,12 +246,13 @@ def versions(connection: Connection, agent_id: str, limit: int = 100) -> list[Ve
     return found
 
 
-def changed_since(connection: Connection, since: int) -> tuple[list[AgentRecord], list[tuple[str, int]], int]:
-    """What changed after revision `since`: agents in force, (agent, version) of deleted ones, and the revision now."""
+def changed_since(connection: Connection, since: int) -> Changed:
+    """What changed after revision `since`; 0: all there is."""
     now = revision.current(connection)
     query = sa.select(agents.c.agent_id, agents.c.version).where(agents.c.revision > since, agents.c.deleted == 1)
     deleted = [(row.agent_id, row.version) for row in connection.execute(query.order_by(agents.c.agent_id))]
-    return _records(connection, sa.and_(agents.c.revision > since, agents.c.deleted == 0)), deleted, now
+    records, unreadable = _records(connection, sa.and_(agents.c.revision > since, agents.c.deleted == 0))
+    return Changed(records, deleted, now, unreadable)
 
 
 def default_agent(connection: Connection) -> tuple[str, int]:
@@ -322,15 +306,20 @@ def _join(*columns: Any) -> Any:
     return sa.select(*columns).select_from(agents.join(agent_versions, same))
 
 
-def _records(connection: Connection, condition: Any) -> list[AgentRecord]:
+def _records(connection: Connection, condition: Any) -> tuple[list[AgentRecord], dict[str, str]]:
+    """Agents by their newest version that can be enforced, and what is wrong with newer ones."""
     records: list[AgentRecord] = []
+    unreadable: dict[str, str] = {}
     for row in connection.execute(_join(agent_versions).where(condition).order_by(agents.c.agent_id)):
         try:
             records.append(AgentRecord(documents.decode(row.document), _version(row)))
         except PolicyError as error:
-            _log.error("agent %s: version %d cannot be enforced by this program: %s", row.agent_id, row.version, error)
-            records += _last_readable(connection, row.agent_id)
-    return records
+            older = _last_readable(connection, row.agent_id)
+            records += older
+            instead = f"version {older[0].version.version} is in force" if older else "and there is none that can"
+            unreadable[row.agent_id] = f"version {row.version} cannot be enforced by this program: {error}; {instead}"
+            _log.error("agent %s: %s", row.agent_id, unreadable[row.agent_id])
+    return records, unreadable
 
 
 def _last_readable(connection: Connection, agent_id: str) -> list[AgentRecord]:

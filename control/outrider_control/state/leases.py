@@ -1,7 +1,8 @@
 """Leases: endpoints that registered, or that the sidecar beside them announced.
 
-Always holds: an agent's set of endpoints gets a new version (a revision) exactly when an endpoint comes, goes or
-differs; renewals, owners and places alone change no version. Times are only kept here.
+Always holds: an agent's set of endpoints gets a new version (a revision) exactly when an endpoint comes, goes, differs
+or begins or ceases to drain; renewals, owners and places alone change no version. Times are only kept here. The mark
+of one that drains stays with it however often its process registers again.
 
 Deliberately not here: when a lease ends and who may have which (`core.leases`, `publish`).
 """
@@ -9,12 +10,13 @@ Deliberately not here: when a lease ends and who may have which (`core.leases`, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from outrider_control.core.leases import REGISTERED
 from outrider_control.state import revision
 from outrider_control.state.rows import replace_rows
 from outrider_control.state.schema import endpoint_sets
@@ -37,6 +39,7 @@ class LeaseRow:
     endpoint: bytes  # outrider.v1.Endpoint
     ttl_ms: int
     expires_ms: int
+    draining: int = 0  # 1: a lease still, but sidecars are not told of it
 
 
 class EndpointSet(NamedTuple):
@@ -55,10 +58,44 @@ def put(connection: Connection, rows: Sequence[LeaseRow], now_ms: int) -> int | 
     if not last:
         return None
     revision.lock(connection)
-    there = {(row.agent_id, row.address): row.endpoint for row in _of_keys(connection, list(last))}
-    changed = {key[0] for key, row in last.items() if there.get(key) != row.endpoint}
-    replace_rows(connection, table, [asdict(last[key]) for key in sorted(last)])
+    there = {(row.agent_id, row.address): row for row in _of_keys(connection, list(last))}
+    put_rows = [_with_mark(row, there.get(key)) for key, row in sorted(last.items())]
+    changed = {
+        row.agent_id
+        for row in put_rows
+        if (before := there.get((row.agent_id, row.address))) is None
+        or (before.endpoint, before.draining) != (row.endpoint, row.draining)
+    }
+    replace_rows(connection, table, [asdict(row) for row in put_rows])
     return _touch(connection, changed)
+
+
+def is_same_process(owner: str, source: str, before: str) -> bool:
+    """Whether who puts a lease is who had it before: sidecars keep their instance id for as long as they live, while
+    who registers gets another lease id each time."""
+    return source == REGISTERED or owner == before
+
+
+def _with_mark(row: LeaseRow, before: LeaseRow | None) -> LeaseRow:
+    keeps = before is not None and before.draining and is_same_process(row.owner, row.source, before.owner)
+    return replace(row, draining=int(bool(keeps)))
+
+
+def mark(connection: Connection, agent_id: str, addresses: Sequence[str], draining: bool) -> int:
+    """Have endpoints of an agent drain, or serve again; the version of its set as it is then."""
+    revision.lock(connection)
+    marked = 0
+    for at in range(0, len(addresses), _KEYS_A_QUERY):
+        some = sa.and_(
+            table.c.agent_id == agent_id,
+            table.c.address.in_(addresses[at : at + _KEYS_A_QUERY]),
+            table.c.draining != int(draining),
+        )
+        marked += connection.execute(sa.update(table).where(some).values(draining=int(draining))).rowcount
+    if marked:
+        return _touch(connection, {agent_id}) or 0
+    version = sa.select(endpoint_sets.c.revision).where(endpoint_sets.c.agent_id == agent_id)
+    return connection.execute(version).scalar() or 0
 
 
 def renew(connection: Connection, owners: Sequence[str], expires_ms: int) -> int:

@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from outrider_control.state.rows import replace_rows
 from outrider_control.state.schema import meta
+from outrider_control.state.upsert import upsert
 
 _OWNED = ("revision", "default_agent", "oldest_program")
 
@@ -18,6 +19,13 @@ _OWNED = ("revision", "default_agent", "oldest_program")
 def text(connection: Connection, name: str) -> str:
     """What is remembered under a name; "" where there is nothing."""
     return connection.execute(sa.select(meta.c.text).where(meta.c.name == name)).scalar() or ""
+
+
+def ensure_text(connection: Connection, name: str, value: str) -> str:
+    """What is remembered under a name; `value` from now on where there was nothing."""
+    row = {"name": name, "number": 0, "text": value}
+    connection.execute(upsert(connection, meta, ["name"], []), [row])
+    return text(connection, name)
 
 
 def put_text(connection: Connection, name: str, value: str) -> None:

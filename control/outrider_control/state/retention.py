@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Table
 
-from outrider_control.state import kept_spans, named_metrics, rollups, schema
+from outrider_control.state import kept_spans, named_metrics, rollups, scales, schema
 
 PORTION = 5_000
 _MAX_VERSIONS = 1_000  # of one agent's policy
@@ -53,6 +53,7 @@ def prune(connection: Connection, now_ms: int, retention: Retention) -> dict[str
         "sidecars": _take(connection, sidecars, sidecars.c.seen_ms < now_ms - _SIDECARS_MS),
         "peers": _take(connection, peers, peers.c.seen_ms < now_ms - _PEERS_MS),
         "tokens": _take(connection, tokens, ended),
+        "scales": scales.prune(connection),
     }
 
 

@@ -75,7 +75,23 @@ leases = Table(
     Column("endpoint", LargeBinary, nullable=False),  # outrider.v1.Endpoint
     Column("ttl_ms", BigInteger, nullable=False),
     Column("expires_ms", BigInteger, nullable=False),
+    Column("draining", Integer, nullable=False, server_default="0"),  # 1: a lease still, but given no more calls
     PrimaryKeyConstraint("agent_id", "address"),
+)
+
+# How many instances each agent is to have. `version` grows with every change, `report` is only told to others.
+scales = Table(
+    "scales",
+    metadata,
+    Column("agent_id", Text, primary_key=True),
+    Column("version", BigInteger, nullable=False, server_default="0"),
+    Column("desired", BigInteger, nullable=True),  # NULL: not decided yet
+    Column("changed_ms", BigInteger, nullable=False, server_default="0"),
+    Column("paused_ms", BigInteger, nullable=False, server_default="0"),  # 0: it is not paused
+    Column("paused_by", Text, nullable=False, server_default=""),
+    Column("paused_reason", Text, nullable=False, server_default=""),
+    Column("report", Text, nullable=False, server_default=""),  # JSON: what the leader last said of it
+    Column("reported_ms", BigInteger, nullable=False, server_default="0"),
 )
 
 # The version of each agent's set of registered endpoints.

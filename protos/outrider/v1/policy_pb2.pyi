@@ -535,7 +535,7 @@ class QueuePolicy(google.protobuf.message.Message):
     share_low: builtins.float
     """Default: 0.1."""
     codel_target_ms: builtins.int
-    """A lane whose shortest wait stays above this sheds who waits twice as long; 0: off. Default: 5000."""
+    """A lane whose shortest wait stays above this sheds who waits twice as long; 0: off. Default: 10000."""
     codel_interval_ms: builtins.int
     """Over which the shortest wait is taken. Default: 1000."""
     def __init__(

@@ -170,8 +170,8 @@ def write_as_a_later_release(file: Path) -> None:
             """UPDATE agent_versions SET document = replace(document, '"peak_ewma"', '"quantum"')
             WHERE agent_id = 'bad' AND version = 2"""
         )
-        lease = ("leased", "quantum:nowhere", "owner", "registered", "node", endpoint, 3_600_000, for_long_ms)
-        connection.execute("INSERT INTO leases VALUES (?, ?, ?, ?, ?, ?, ?, ?)", lease)
+        lease = ("leased", "quantum:nowhere", "owner", "registered", "node", endpoint, 3_600_000, for_long_ms, 0)
+        connection.execute("INSERT INTO leases VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", lease)
         connection.execute("UPDATE meta SET number = number + 1 WHERE name = 'revision'")
         connection.execute(
             "INSERT INTO endpoint_sets VALUES ('leased', (SELECT number FROM meta WHERE name = 'revision'))"

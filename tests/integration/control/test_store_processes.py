@@ -121,7 +121,7 @@ def test_two_processes_on_postgresql_lose_nothing_of_each_other(
 
 
 def follow(database: Database, followed: dict[str, int], since: int) -> int:
-    records, _, now = database.read_now(agents.changed_since, since)
+    records, _, now, _ = database.read_now(agents.changed_since, since)
     for record in records:
         assert record.version.version > followed.get(record.agent.agent_id, 0)
         followed[record.agent.agent_id] = record.version.version

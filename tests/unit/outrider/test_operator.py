@@ -68,6 +68,8 @@ def value_of(name: str, at: int) -> Any:
             return [pb.AgentConfiguration(policy=policy_pb2.AgentPolicy(agent_id="a"), expected_version=3)]
         case "agent_ids":
             return ["a", "b"]
+        case "scaling":
+            return policy_pb2.ScalingPolicy(min_instances=2)
         case "dry_run" | "errors" | "everything":
             return True
     return at if name.endswith(("_ms", "version")) or name in ("limit", "version") else f"text {at}"
@@ -206,6 +208,34 @@ async def test_get_dashboard_metrics(server: OperatorServer) -> None:
         assert operator.get_dashboard_metrics(5).sidecars == 3
     async with AsyncOperator(server.address) as aio:
         assert (await aio.get_dashboard_metrics(5)).sidecars == 3
+
+
+async def test_monitor_and_scale(server: OperatorServer) -> None:
+    server.stand_in.replies["ExplainScale"] = pb.ExplainScaleReply(scale=pb.ScaleRecord(desired=4))
+    with Operator(server.address) as operator:
+        assert operator.monitor_and_scale("tax").scale.desired == 4
+    async with AsyncOperator(server.address) as aio:
+        assert (await aio.monitor_and_scale("tax")).scale.desired == 4
+    assert server.stand_in.requests("ExplainScale") == [pb.ExplainScaleRequest(agent_id="tax")] * 2
+
+
+async def test_configure_auto_scaling_by_the_names_of_the_file(server: OperatorServer) -> None:
+    server.stand_in.replies["ConfigureAutoScaling"] = pb.AgentRecord()
+    with Operator(server.address) as operator:
+        operator.configure_auto_scaling("tax", {"min_instances": 0, "target_utilization": 1}, "nights", 4)
+        with pytest.raises(PolicyError, match=r"scaling\.min_instance: is not a field; did you mean 'min_instances'"):
+            operator.configure_auto_scaling("tax", {"min_instance": 3}, "nights")
+        with pytest.raises(PolicyError, match=r"scaling\.max_instances: 2\.5 is not a whole number"):
+            operator.configure_auto_scaling("tax", {"max_instances": 2.5}, "nights")
+    async with AsyncOperator(server.address) as aio:
+        # Whether a bound holds depends on the other one, which the control plane has.
+        await aio.configure_auto_scaling("tax", {"min_instances": 10_000, "max_usd_per_h": 5}, "nights")
+    first, second = server.stand_in.requests("ConfigureAutoScaling")
+    scaling = policy_pb2.ScalingPolicy(min_instances=0, target_utilization=1.0)
+    wanted = pb.ConfigureAutoScalingRequest(agent_id="tax", scaling=scaling, reason="nights", expected_version=4)
+    assert first == wanted
+    assert second.scaling == policy_pb2.ScalingPolicy(min_instances=10_000, max_usd_per_h=5.0)
+    assert not second.HasField("expected_version")
 
 
 def test_configurations_are_checked() -> None:

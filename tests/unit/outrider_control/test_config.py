@@ -98,3 +98,39 @@ def test_what_is_wrong_names_file_field_and_reason(write: Write, text: str, fiel
 def test_a_wrong_variable_is_named() -> None:
     with pytest.raises(ConfigError, match="environment: CACHE_TTL"):
         load(None, {"CACHE_TTL": "soon"})
+
+
+def test_scaling(write: Write, tmp_path: Path) -> None:
+    settings = load(
+        write(
+            "scaling:\n  interval_ms: 500\n  engine: prod\n  drain_s: 20\n  engines:\n"
+            "    keda: {kind: keda, agents: [tax]}\n    prod: {kind: keda}\n"
+        ),
+        {"AUTO_SCALING_ENABLED": "false"},
+    )
+    scaling = settings.scaling
+    assert (scaling.enabled, scaling.interval_ms, scaling.engine, scaling.drain_s) == (False, 500, "prod", 20.0)
+    assert {name: section.kind for name, section in scaling.engines.items()} == {"keda": "keda", "prod": "keda"}
+    assert scaling.engines["keda"].settings.agents == ("tax",)
+    assert load(write("scaling: {enabled: true}"), {"AUTO_SCALING_ENABLED": "false"}).scaling.enabled
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "reason"),
+    [
+        ("scaling: {interval_ms: 1}", "scaling.interval_ms", "is not between"),
+        ("scaling: {drain_s: -1}", "scaling.drain_s", "is not between"),
+        ("scaling: {drains: 1}", "scaling.drains", "is not a field"),
+        ("scaling: {engines: [1]}", "scaling.engines", "is not a mapping of engines"),
+        ("scaling: {engines: {a: 1}}", "scaling.engines.a", "is not a mapping of fields"),
+        ("scaling: {engines: {a: {}}}", "scaling.engines.a.kind", "is missing; known: local, kubernetes"),
+        ("scaling: {engines: {a: {kind: kedo}}}", "scaling.engines.a.kind", "did you mean 'keda'?"),
+        ("scaling: {engines: {a: {kind: keda, agent: x}}}", "scaling.engines.a.agent", "did you mean 'agents'?"),
+        ("scaling: {engine: b, engines: {a: {kind: keda}}}", "scaling.engine", "is not in scaling.engines"),
+    ],
+)
+def test_scaling_that_cannot_be(write: Write, text: str, field: str, reason: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(write(text), {})
+    assert caught.value.field == field
+    assert reason in caught.value.reason

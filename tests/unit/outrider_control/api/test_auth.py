@@ -20,8 +20,12 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 from outrider.v1 import mesh_pb2, operator_pb2
 from outrider_control.api import auth, roles
 from outrider_control.api.auth import Authenticator, Caller, Interceptor, Unauthenticated
+from outrider_control.engines import externalscaler_pb2
 
-SERVED = (operator_pb2, mesh_pb2, health_pb2, reflection_pb2, metrics_service_pb2, trace_service_pb2)
+SERVED = (
+    *(operator_pb2, mesh_pb2, health_pb2, reflection_pb2, metrics_service_pb2, trace_service_pb2),
+    externalscaler_pb2,
+)
 METHODS = sorted(
     f"/{service.full_name}/{method.name}"
     for module in SERVED
@@ -197,7 +201,7 @@ async def test_a_store_that_fails_is_not_a_wrong_token(served: Served, caplog: p
 
 async def test_loopback_off() -> None:
     strict = authenticator(Tokens(), loopback=False)
-    with pytest.raises(Unauthenticated, match="OUTRIDER_TOKEN"):
+    with pytest.raises(Unauthenticated, match=r"^no token, and auth\.loopback is off$"):
         await strict.caller(LOOPBACK)
     assert await strict.caller(bearer("secret-viewer")) == Caller("viewer-person", "viewer", "192.0.2.1:5555")
 

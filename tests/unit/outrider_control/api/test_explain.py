@@ -14,10 +14,14 @@ from outrider_control.api.explain import Explanation, explain_call, explain_trac
 from outrider_control.intake import names, span_view
 from outrider_control.intake.span_view import EventView, SpanView
 from outrider_sidecar.core import attributes
-from outrider_sidecar.core.span import CLIENT, SERVER, Attempt, Generation, Span
+from outrider_sidecar.core.span import CLIENT, SERVER, Admission, Attempt, Generation, Span
 from outrider_sidecar.engines.otlp import Encoder
 
 START_NS = 1_700_000_000_000_000_000
+MUCH_GIVEN_UP = (
+    "given up under pressure: context of little relevance was left out, the length of the answer was bounded, "
+    "no attempt was made beside a silent one, new_step"
+)
 WHATS = {"identify", "variant", "cache", "admit", "pick", "attempt", "retry", "hedge", "tokens", "counting"}
 
 
@@ -50,6 +54,8 @@ def texts(explanation: Explanation) -> dict[str, str]:
 def test_names_are_the_sidecars() -> None:
     assert attributes.NOTES == explain.NOTES
     assert attributes.UNIT == explain.UNIT
+    assert attributes.LANE == explain.LANE
+    assert attributes.DEGRADED == explain.DEGRADED
     assert attributes.CONNECT_US == explain.CONNECT_US
     assert attributes.ATTEMPT == explain.ATTEMPT
     assert attributes.ATTEMPT_US == explain.ATTEMPT_US
@@ -149,9 +155,38 @@ def test_which_hop_counts(kind: int, more: dict[str, Any], counts: bool) -> None
 def test_refused_for_load() -> None:
     call = explain_call(written(endpoint="", status=8, error="queue is full"))
     assert texts(call)["admit"] == "refused for load: queue is full"
-    assert explain_call(written(queue_us=1_500)).steps[1] == explain.Step(
-        "admit", "waited 1.5 ms for a permit", {"queue_ms": 1.5}
+    call = explain_call(written(endpoint="", status=8, error="sheds", admission=Admission(0, "low", ("shed_low",))))
+    assert texts(call)["admit"] == (
+        "refused for load in lane low: sheds; given up under pressure: lane low was refused"
     )
+    assert steps(call, "admit")[0].facts == {"lane": "low", "degraded": ["shed_low"], "reason": "sheds"}
+    call = explain_call(written(endpoint="", status=8, error="late", admission=Admission(2_000, "low")))
+    assert texts(call)["admit"] == "waited 2.0 ms for a permit in lane low; refused for load: late"
+
+
+@pytest.mark.parametrize(
+    ("admission", "told", "facts"),
+    [
+        (Admission(1_500), "waited 1.5 ms for a permit in lane normal", {"queue_ms": 1.5, "lane": "normal"}),
+        (Admission(0, "critical"), "got a permit at once in lane critical", {"lane": "critical"}),
+        (
+            Admission(1_500, "high", ("trim_context", "cap_output", "hedge_off", "new_step")),
+            "waited 1.5 ms for a permit in lane high; " + MUCH_GIVEN_UP,
+            {"queue_ms": 1.5, "lane": "high", "degraded": ["trim_context", "cap_output", "hedge_off", "new_step"]},
+        ),
+    ],
+)
+def test_admission(admission: Admission, told: str, facts: dict[str, Any]) -> None:
+    assert steps(explain_call(written(admission=admission)), "admit") == [explain.Step("admit", told, facts)]
+    assert not steps(explain_call(written()), "admit")
+
+
+def test_a_stale_reply_under_pressure_is_not_said_to_be_refreshed() -> None:
+    plain = texts(explain_call(written(cache="stale", endpoint="")))
+    assert "fetched in the background" in plain["cache"]
+    late = texts(explain_call(written(cache="stale", endpoint="", admission=Admission(0, "normal", ("serve_stale",)))))
+    assert "none is fetched" in late["cache"]
+    assert late["admit"] == "given up under pressure: a reply past its time was served"
 
 
 def test_a_variant() -> None:

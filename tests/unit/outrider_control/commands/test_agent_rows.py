@@ -74,6 +74,24 @@ def test_fields_of_optimization_and_scaling_may_be_columns_of_their_own() -> Non
         read_rows(b"agent_id,cache_enabled\na,maybe\n", True)
 
 
+def test_what_may_mean_something_else_in_a_table_needs_its_section() -> None:
+    rows = read_rows(b"agent_id,enabled,engine,capacity\na,false,gpt-4,9\n", True)
+    assert rows.changes == ({"agent_id": "a"},)
+    assert rows.passed_over == ("enabled", "engine", "capacity")
+    text = "agent_id,scaling.enabled,scaling.engine,queue.max_waiting,degradation.steps,rates,endpoints\n"
+    text += 'a,false,prod,9,shed_low;hedge_off,"{""burst_s"": 2}","[{""address"": ""h:1"", ""capacity"": 8}]"\n'
+    assert read_rows(text.encode(), True).changes == (
+        {
+            "agent_id": "a",
+            "scaling": {"enabled": False, "engine": "prod"},
+            "queue": {"max_waiting": 9},
+            "degradation": {"steps": ["shed_low", "hedge_off"]},
+            "rates": {"burst_s": 2},
+            "endpoints": [{"address": "h:1", "capacity": 8}],
+        },
+    )
+
+
 def test_csv_rows_with_columns_of_json() -> None:
     out = io.StringIO()
     writer = csv.writer(out)

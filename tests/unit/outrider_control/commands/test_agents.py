@@ -9,10 +9,15 @@ from types import SimpleNamespace
 
 import grpc
 import pytest
+from hypothesis import HealthCheck, given, settings
 
 from outrider import defaults, policy_message
+from outrider.codec import decode_agent, encode_agent
+from outrider.policy import Agent
 from outrider.v1 import operator_pb2 as pb
 from outrider.v1 import policy_pb2
+from outrider_control.commands.agent_files import read_agents, record_yaml
+from tests import policies
 from tests.unit.outrider_control.commands.conftest import Run
 from tests.unit.outrider_control.commands.operator_server import Refusal, StandIn
 
@@ -189,6 +194,18 @@ def test_what_get_prints_apply_takes(run: Run, stand_in: StandIn, tmp_path: Path
     sparse, whole = (request.agents[0] for request in stand_in.requests("ApplyAgents"))
     assert (sparse.expected_version, whole.expected_version) == (7, 7)
     assert whole.policy == got.policy
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(agent=policies.agents())
+def test_every_field_of_any_policy_is_printed_and_taken(tmp_path: Path, agent: Agent) -> None:
+    version = pb.AgentVersion(agent_id=agent.agent_id, version=7)
+    got = pb.AgentRecord(policy=encode_agent(agent), version=version)
+    path = tmp_path / "got.yaml"
+    for with_defaults in (False, True):
+        path.write_text(record_yaml(got, with_defaults))
+        (made,) = read_agents(str(path)).configurations()
+        assert (decode_agent(made.policy), made.expected_version) == (agent, 7)
 
 
 def test_defaults_that_an_environment_moves_are_always_printed() -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -24,6 +25,11 @@ from tests.unit.outrider_control.commands.operator_server import OperatorServer,
 NOW_MS = 1_700_000_000_000
 
 
+def scaled(agent_id: str = "tax", state: str = "scaling", **fields: Any) -> pb.ScaleRecord:
+    given: dict[str, Any] = {"desired": 2, "max_instances": 10} | fields
+    return pb.ScaleRecord(agent_id=agent_id, state=state, **given)
+
+
 @pytest.fixture
 def well(stand_in: StandIn) -> StandIn:
     """A mesh with nothing wrong."""
@@ -37,6 +43,7 @@ def well(stand_in: StandIn) -> StandIn:
         "ListAgents": pb.ListAgentsReply(agents=[pb.AgentRecord(policy=policy_pb2.AgentPolicy(agent_id="tax"))]),
         "ListEndpoints": pb.ListEndpointsReply(endpoints=[endpoint]),
         "GetOverview": pb.Overview(total=pb.Figures(requests=5)),
+        "ListScales": pb.ListScalesReply(scales=[scaled(capacity=4.0)]),
     }
     return stand_in
 
@@ -49,7 +56,7 @@ def test_nothing_is_wrong(run: Run, well: StandIn) -> None:
     data = run("doctor", "--no-ports", "--json").data
     assert data["ok"] is True
     assert {finding["level"] for finding in data["findings"]} == {"ok"}
-    assert {"control", "version", "clock", "store", "sidecars", "endpoints", "traffic"} == {
+    assert {"control", "version", "clock", "store", "sidecars", "endpoints", "scaling", "traffic"} == {
         finding["check"] for finding in data["findings"]
     }
 
@@ -123,6 +130,11 @@ def test_the_control_plane_about_itself() -> None:
     ]
 
 
+def test_what_is_said_about_scaling_is_said_once() -> None:
+    status = pb.Status(leader=True, store="sqlite", warnings=["scaling of tax: tax-1 ended at once"])
+    assert levels(findings.judge_status(status)) == [("store", "ok")]
+
+
 def test_sidecars() -> None:
     refusal = mesh_pb2.Refusal(
         resource=mesh_pb2.ResourceVersion(kind=mesh_pb2.RESOURCE_KIND_POLICY, name="tax", version=3), reason="bad"
@@ -153,6 +165,42 @@ def test_endpoints_without_agents() -> None:
     found = list(findings.judge_endpoints([], [stranger]))
     assert [finding.level for finding in found] == ["note", "note"]
     assert "no policy: x" in found[0].text
+
+
+def test_scaling() -> None:
+    scales = [
+        scaled("broken", "failing", problem="the engine 'prod': 403 Forbidden"),
+        scaled("dies", problem="dies-1 ended at once", capacity=4.0),
+        scaled("astray", "no engine", problem="scaling.engine names 'prod', which is not there"),
+        scaled("alone", "no engine"),
+        scaled("held", "paused", paused_by="ann", paused_reason="release"),
+        scaled("full", desired=10, capacity=4.0, utilization=1.5),
+        scaled("new", "no data"),
+        scaled("off", "disabled"),
+    ]
+    found = list(findings.judge_scales(scales))
+    assert [(finding.level, finding.text) for finding in found] == [
+        ("wrong", "broken cannot be scaled: the engine 'prod': 403 Forbidden"),
+        ("note", "dies: dies-1 ended at once"),
+        ("wrong", "astray cannot be scaled: scaling.engine names 'prod', which is not there"),
+        ("note", "held stays at 2: paused by ann: release"),
+        ("note", "full has its most instances (10), and more calls than they can do"),
+        ("note", "nothing starts and ends instances of: alone"),
+        ("note", "what one instance can do is not known yet, so that it cannot be scaled by demand: new"),
+    ]
+    assert all(finding.todo for finding in found)
+    assert {finding.check for finding in found} == {"scaling"}
+    assert levels(findings.judge_scales([scaled(capacity=4.0)])) == [("scaling", "ok")]
+    assert levels(findings.judge_scales([])) == []
+
+
+def test_a_control_plane_that_does_not_know_scaling_yet(run: Run, well: StandIn) -> None:
+    well.replies["ListScales"] = Refusal(grpc.StatusCode.UNIMPLEMENTED, "no")
+    ran = run("doctor", "--no-ports")
+    assert ran.code == 0
+    assert "scale" not in ran.out
+    well.replies["ListScales"] = Refusal(grpc.StatusCode.INTERNAL, "broken")
+    assert run("doctor", "--no-ports").code == 1
 
 
 def test_calls_that_nobody_sees() -> None:

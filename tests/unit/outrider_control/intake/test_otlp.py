@@ -91,13 +91,22 @@ def test_spans_are_read_as_the_official_classes_read_them(given_spans: list[Span
         assert reader.span(span.SerializeToString()) == expected(span)
 
 
+ADMISSIONS = (
+    None,
+    sidecar.Admission(7),
+    sidecar.Admission(300, "high"),
+    sidecar.Admission(40_000, "low", ("trim_context", "hedge_off")),
+    sidecar.Admission(0, "critical"),
+)
+
+
 def sidecar_span(draw: random.Random) -> sidecar.Span:
     return sidecar.Span(
         b"%032x" % draw.getrandbits(128), b"%016x" % draw.getrandbits(64),
         b"%016x" % draw.getrandbits(64) if draw.random() < 0.5 else b"", b"k=v" if draw.random() < 0.1 else b"", 1,
         draw.choice((sidecar.SERVER, sidecar.CLIENT)), f"/pkg.Svc/M{draw.randrange(3)}", f"agent-{draw.randrange(4)}",
         draw.choice(("", "127.0.0.1:9001", "[::1]:9001")), START_NS + draw.randrange(10**9), draw.randrange(10**7),
-        draw.choice((0, 0, 1, 5, 14)), draw.choice(("", "broken")), draw.choice((0, 7, 300, 40_000)), 0,
+        draw.choice((0, 0, 1, 5, 14)), draw.choice(("", "broken")), draw.choice(ADMISSIONS), 0,
         draw.choice((0, 5, 200, 90_000)), draw.choice((0, 900)), draw.choice((0, 20_000)),
         draw.choice(("", "hit", "miss")), draw.choice(("", "semantic")), draw.choice(("", "b")),
         draw.choice(("", "session")), draw.choice(("", "unit")),

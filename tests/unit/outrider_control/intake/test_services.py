@@ -108,7 +108,7 @@ def encoded(encoder: Encoder, count: int, seed: int = 1) -> list[bytes]:
     return [
         encoder.span(
             Span(b"%032x" % draw.getrandbits(128), b"%016x" % draw.getrandbits(64), b"", b"", 1, CLIENT, "/p.S/M", "a",
-                 "h:1", time.time_ns() - 10**9, 5_000, 0, "", 0, 0, 100)
+                 "h:1", time.time_ns() - 10**9, 5_000, 0, "", None, 0, 100)
         )
         for _ in range(count)
     ]  # fmt: skip

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from outrider.policy import Agent, EndpointPolicy
 from outrider.v1 import mesh_pb2, operator_pb2
 from outrider_control.publish import fleet as module
 from outrider_control.publish.fleet import Fleet, Sidecar
@@ -70,6 +71,14 @@ def test_long_words_are_cut(fleet: Fleet) -> None:
     assert [len(text) for text in record.capabilities] == [module.MAX_TEXT] * module.MAX_CAPABILITIES
 
 
+def test_declared_endpoints_are_shown_as_declared(fleet: Fleet) -> None:
+    fleet.agents["a"] = Agent("a", endpoints=(EndpointPolicy("h:1", weight=2, capacity=8), EndpointPolicy("h:2")))
+    shown = [
+        (one.endpoint.address, one.endpoint.weight, one.endpoint.capacity, one.source) for one in fleet.endpoints("a")
+    ]
+    assert shown == [("h:1", 2, 8, "declared"), ("h:2", 1, 0, "declared")]
+
+
 def test_load_is_fresh_for_three_seconds(fleet: Fleet, clock: Clock) -> None:
     sidecar = opened(fleet)
     assert not fleet.sidecars()[0].HasField("load")
@@ -126,6 +135,51 @@ def test_those_of_other_control_planes_are_shown_as_old_as_they_are(fleet: Fleet
     assert fleet.connected == 1
     clock.now_ms += module.LOAD_STALE_MS + 1
     assert fleet.loads() == {}
+
+
+def test_where_no_other_control_plane_can_be_nobody_else_serves(fleet: Fleet) -> None:
+    fleet.learn([foreign("left", T, node="a", load=report(), clock_offset_ms=9)])
+    assert fleet.sidecars()[0].connected
+    fleet.alone = True
+    (record,) = fleet.sidecars()
+    assert (record.node, record.connected, record.HasField("load")) == ("a", False, False)
+    assert fleet.loads() == {}
+    assert fleet.clock_offset_ms("left") == 9
+
+
+def connected(fleet: Fleet) -> bool:
+    (record,) = fleet.sidecars()
+    return record.connected
+
+
+def test_a_control_plane_that_is_gone_serves_nobody(fleet: Fleet, clock: Clock) -> None:
+    fleet.meet({"mine": T})
+    fleet.learn([foreign("i", T + 1, load=report())])
+    assert connected(fleet)  # it may have come since that look
+    clock.now_ms += 2_000
+    fleet.meet({"mine": clock.now_ms})
+    assert not connected(fleet)
+    assert fleet.loads() == {}
+
+
+def test_a_control_plane_that_is_silent_serves_nobody(fleet: Fleet, clock: Clock) -> None:
+    fleet.meet({"other": T})
+    clock.now_ms += module.PEER_STALE_MS
+    fleet.learn([foreign("i", clock.now_ms)])
+    assert connected(fleet)
+    clock.now_ms += 1
+    assert not connected(fleet)
+    fleet.meet({"other": clock.now_ms})
+    assert connected(fleet)
+
+
+@pytest.mark.parametrize("skew_ms", [-9_000, 0, 9_000])
+def test_a_control_plane_is_there_while_it_goes_on_saying_so(fleet: Fleet, clock: Clock, skew_ms: int) -> None:
+    for _ in range(5):
+        fleet.meet({"other": clock.now_ms + skew_ms})
+        clock.now_ms += 2_000
+    fleet.learn([foreign("i", clock.now_ms)])
+    assert connected(fleet)
 
 
 def test_one_that_went_to_another_control_plane_is_shown_as_that_one_says(fleet: Fleet, clock: Clock) -> None:

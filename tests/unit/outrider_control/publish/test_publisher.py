@@ -10,10 +10,11 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+import sqlalchemy as sa
 
-from outrider.policy import Agent
+from outrider.policy import Agent, Optimization
 from outrider.v1 import mesh_pb2
-from outrider_control.state import leases, sidecars
+from outrider_control.state import agents, leases, schema, sidecars
 from outrider_control.state.database import Database, DatabaseError
 from tests.watchers import Control, Watcher, until, wall_ms
 
@@ -176,3 +177,25 @@ async def test_two_control_planes_of_one_store_publish_the_same_versions(databas
         ]
         assert catalogs[0] == catalogs[1] == catalogs[2]
         assert len(catalogs[0]) == 2
+
+
+async def test_agents_whose_newest_policy_cannot_be_enforced_are_named(control: Control, database: Database) -> None:
+    for ttl in (1, 2):
+        wanted = [agents.Wanted(Agent("odd", optimization=Optimization(cache_ttl=ttl))), agents.Wanted(Agent("even"))]
+        await database.write(agents.apply, wanted, "ann", "test", 1_000)
+    newest = schema.agent_versions.c.agent_id == "odd", schema.agent_versions.c.version == 2
+
+    def spoil(connection: sa.Connection) -> None:
+        connection.execute(
+            sa.update(schema.agent_versions).where(*newest).values(document='{"agent_id": "odd", "tls": 7}')
+        )
+
+    await database.write(spoil)
+    async with Control(database, clock_ms=wall_ms) as other:
+        (told,) = other.publisher.unreadable.items()
+        assert told[0] == "odd"
+        assert told[1].endswith("; version 1 is in force")
+        assert other.fleet.agents["odd"].optimization.cache_ttl == 1
+        await database.write(agents.apply, [agents.Wanted(Agent("odd"))], "ann", "mended", 2_000)
+        await other.publisher.refresh()
+        assert other.publisher.unreadable == {}

@@ -250,7 +250,9 @@ async def test_endpoints_are_declared_registered_or_announced(control: Control) 
         await sidecar.send(
             load=mesh_pb2.LoadReport(agents=[mesh_pb2.AgentLoad(agent_id="b", ingress=True, in_flight=0)])
         )
-        await until(lambda: control.fleet.leases.of_agent("b") and control.fleet.loads())
+        await until(
+            lambda: len(control.fleet.agents) == 2 and control.fleet.leases.of_agent("b") and control.fleet.loads()
+        )
         found = control.fleet.endpoints()
         assert [(each.endpoint.address, each.source) for each in found] == [
             ("h:1", "declared"),

@@ -173,11 +173,12 @@ async def test_what_is_new_since_a_revision(database: Database) -> None:
     await apply(database, agent("a"), agent("b"))
     await apply(database, agent("c"))
     await database.write(agents.delete, ["a"], "ann", "", 2_000)
-    records, deleted, now = await database.read(agents.changed_since, 1)
+    records, deleted, now, _ = await database.read(agents.changed_since, 1)
     assert ([record.agent.agent_id for record in records], deleted, now) == (["c"], [("a", 2)], 3)
-    records, deleted, now = await database.read(agents.changed_since, 0)
+    records, deleted, now, unreadable = await database.read(agents.changed_since, 0)
     assert ([record.agent.agent_id for record in records], deleted, now) == (["b", "c"], [("a", 2)], 3)
-    assert await database.read(agents.changed_since, 3) == ([], [], 3)
+    assert unreadable == {}
+    assert await database.read(agents.changed_since, 3) == ([], [], 3, {})
 
 
 async def test_the_default_agent(database: Database) -> None:
@@ -209,8 +210,22 @@ async def test_a_policy_this_program_cannot_enforce_blocks_no_other(
     assert "agent a: version 2 cannot be enforced by this program: balancing.strategy" in caplog.text
     with pytest.raises(UnknownVersion, match="cannot be enforced"):
         await database.read(agents.get, "a")
+    unreadable = (await database.read(agents.changed_since, 0)).unreadable
+    assert unreadable.keys() == {"a"}
+    assert unreadable["a"].startswith("version 2 cannot be enforced by this program: balancing.strategy: 'clairvoyant'")
+    assert unreadable["a"].endswith("; version 1 is in force")
     (applied,) = await apply(database, agent("a", ttl=8))
     assert (applied.outcome, applied.version) == ("changed", 3)
+    assert (await database.read(agents.changed_since, 0)).unreadable == {}
+
+
+async def test_an_agent_without_any_policy_that_can_be_enforced(database: Database) -> None:
+    await apply(database, agent("a"))
+    newer = sa.update(schema.agent_versions).values(document='{"agent_id":"a","timeout_ms":-1}')
+    await database.write(lambda connection: connection.execute(newer))
+    changed = await database.read(agents.changed_since, 0)
+    assert changed.records == []
+    assert changed.unreadable["a"].endswith("; and there is none that can")
 
 
 async def test_a_thousand_agents_at_once(database: Database) -> None:

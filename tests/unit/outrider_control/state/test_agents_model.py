@@ -119,7 +119,7 @@ class Histories(stateful.RuleBasedStateMachine):
 
     @stateful.invariant()
     def what_is_new_leads_to_the_same(self) -> None:
-        records, deleted, now = self.database.read_now(agents.changed_since, 0)
+        records, deleted, now, _ = self.database.read_now(agents.changed_since, 0)
         assert {record.agent.agent_id for record in records} == {name for name in NAMES if self.in_force(name)}
         gone = {name: len(history) for name, history in self.model.items() if history and history[-1] is None}
         assert dict(deleted) == gone

@@ -103,7 +103,7 @@ def test_a_restored_store_is_past_all_that_was_given_out_since_the_backup(store_
 
     backup.restore(store_url, file, force=True, now_ms=60_000)
     database = Database.open(store_url)
-    records, deleted, now = database.read_now(agents.changed_since, given_out)
+    records, deleted, now, _ = database.read_now(agents.changed_since, given_out)
     assert [record.agent.agent_id for record in records] == ["tax"]
     assert records[0].version.version > versions["tax"]
     assert dict(deleted).keys() == {"law", "new"}

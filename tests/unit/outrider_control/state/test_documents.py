@@ -74,12 +74,14 @@ def test_fields_are_named_as_in_the_file_and_in_its_order() -> None:
         FieldChange("endpoints[10.0.0.3:1].address", "", '"10.0.0.3:1"'),
         FieldChange("endpoints[10.0.0.3:1].weight", "", "1"),
         FieldChange("endpoints[10.0.0.3:1].labels", "", "{}"),
+        FieldChange("endpoints[10.0.0.3:1].capacity", "", "0"),
         FieldChange("balancing.subset", "{}", '{"version":"v2"}'),
         FieldChange("optimization.cache_enabled", "false", "true"),
         FieldChange("optimization.cache_methods", "[]", '["/a.B/C"]'),
         FieldChange("endpoints[10.0.0.1:1].address", '"10.0.0.1:1"', ""),
         FieldChange("endpoints[10.0.0.1:1].weight", "1", ""),
         FieldChange("endpoints[10.0.0.1:1].labels", "{}", ""),
+        FieldChange("endpoints[10.0.0.1:1].capacity", "0", ""),
     )
 
 

@@ -43,6 +43,23 @@ async def test_renewals_are_by_owner_and_make_no_version(database: Database) -> 
     assert await database.write(leases.renew, [f"x{number}" for number in range(2_000)], 1) == 0
 
 
+async def test_marks_of_those_that_drain(database: Database) -> None:
+    announced = replace(row(address="h:2"), source="announced")
+    assert await database.write(leases.put, [row(), announced], 0) == 1
+    assert await database.write(leases.mark, "tax", ["10.0.0.1:1", "h:2", "nowhere"], True) == 2
+    assert await database.write(leases.mark, "tax", ["h:2"], True) == 2
+    assert [one.draining for one in await database.read(leases.current)] == [1, 1]
+    same = [replace(row(), owner="newer lease"), replace(announced, ttl_ms=7)]
+    assert await database.write(leases.put, same, 0) is None
+    assert [one.draining for one in await database.read(leases.current)] == [1, 1]
+    assert await database.write(leases.put, [replace(announced, owner="another process", draining=1)], 0) == 3
+    assert [one.draining for one in await database.read(leases.current)] == [1, 0]
+    assert await database.write(leases.mark, "tax", ["10.0.0.1:1"], False) == 4
+    assert await database.write(leases.mark, "law", ["10.0.0.1:1"], True) == 0
+    several = [f"h:{number}" for number in range(1_000)]
+    assert await database.write(leases.mark, "tax", several, True) == 5
+
+
 async def test_removals(database: Database) -> None:
     await database.write(leases.put, [row(), row(address="10.0.0.2:1", owner="p"), row("law", owner="p")], 0)
     assert await database.write(leases.remove, [("tax", "10.0.0.1:1"), ("tax", "nowhere")]) == 2

@@ -12,9 +12,9 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
-from outrider_control.state import failures, migration, revision, schema
+from outrider_control.state import failures, leases, migration, revision, scales, schema
 from outrider_control.state.database import Database, DatabaseError
-from tests.postgres import Postgres
+from tests.postgres import Postgres, programs
 
 
 def run(database: Database, statement: str) -> None:
@@ -82,26 +82,26 @@ def test_an_empty_database_is_not_migrated_by_who_may_not(tmp_path: Path) -> Non
 
 def test_a_newer_schema_is_refused(store_url: str) -> None:
     database = Database.open(store_url)
-    run(database, f"UPDATE {migration.VERSION_TABLE} SET version_num = '0003'")
+    run(database, f"UPDATE {migration.VERSION_TABLE} SET version_num = '0004'")
     run(database, "UPDATE meta SET number = 1 WHERE name = 'oldest_program'")
     database.close_now()
     with pytest.raises(DatabaseError) as caught:
         Database.open(store_url)
     assert caught.value.code == failures.SCHEMA
-    assert "has schema 0003, which is newer than the 0001" in str(caught.value)
+    assert "has schema 0004, which is newer than the 0002" in str(caught.value)
 
 
 def test_one_schema_newer_may_be_used_where_it_says_so(store_url: str) -> None:
     database = Database.open(store_url)
-    run(database, f"UPDATE {migration.VERSION_TABLE} SET version_num = '0002'")
+    run(database, f"UPDATE {migration.VERSION_TABLE} SET version_num = '0003'")
     run(database, "ALTER TABLE decisions ADD COLUMN mood TEXT NOT NULL DEFAULT ''")
     database.close_now()
     again = Database.open(store_url)
-    assert again.schema == "0002"
+    assert again.schema == "0003"
     assert again.write_now(revision.bump) == 1
-    run(again, "UPDATE meta SET number = 2 WHERE name = 'oldest_program'")
+    run(again, "UPDATE meta SET number = 3 WHERE name = 'oldest_program'")
     again.close_now()
-    with pytest.raises(DatabaseError, match="has schema 0002"):
+    with pytest.raises(DatabaseError, match="has schema 0003"):
         Database.open(store_url)
 
 
@@ -169,3 +169,25 @@ def test_several_that_start_at_once_migrate_once(kind: str, request: pytest.Fixt
     assert opened[0].read_now(lambda connection: connection.execute(query).scalar()) == 1
     for database in opened:
         database.close_now()
+
+
+def test_a_store_of_the_first_schema_keeps_what_it_has(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Both databases: rows of schema 1 get the defaults of schema 2, and a program of schema 1 may go on beside it."""
+    urls = [f"sqlite:///{tmp_path / 'first.db'}"]
+    if programs() is not None:
+        server: Postgres = request.getfixturevalue("postgres")
+        urls.append(server.url(server.create()))
+    for url in urls:
+        database = Database.open(url)
+        run(database, "DROP TABLE scales")
+        run(database, "ALTER TABLE leases DROP COLUMN draining")
+        run(database, f"UPDATE {migration.VERSION_TABLE} SET version_num = '0001'")
+        run(database, "INSERT INTO leases VALUES ('tax', 'h:1', 'o', 'registered', 'n', 'e', 1, 2)")
+        database.close_now()
+        again = Database.open(url)
+        assert again.schema == "0002"
+        assert [(row.address, row.draining) for row in again.read_now(leases.current)] == [("h:1", 0)]
+        assert again.read_now(scales.current) == {}
+        oldest = sa.select(schema.meta.c.number).where(schema.meta.c.name == migration.OLDEST_PROGRAM)
+        assert again.read_now(lambda connection, query=oldest: connection.execute(query).scalar()) == 1
+        again.close_now()

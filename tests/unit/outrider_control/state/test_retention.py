@@ -6,7 +6,7 @@ from sqlalchemy import Connection
 
 from outrider.policy import Agent, Optimization
 from outrider_control.core.decision import Decision
-from outrider_control.state import agents, journal, peers, retention, schema, sidecars, tokens
+from outrider_control.state import agents, journal, peers, retention, scales, schema, sidecars, tokens
 from outrider_control.state.database import Database
 from outrider_control.state.retention import Retention
 
@@ -24,6 +24,7 @@ def fill(connection: Connection) -> None:
     tokens.create(connection, "forever", "viewer", "ann", NOW_MS)
     tokens.create(connection, "over lately", "viewer", "ann", NOW_MS, NOW_MS - DAY_MS)
     tokens.create(connection, "over", "viewer", "ann", NOW_MS, NOW_MS - 31 * DAY_MS)
+    scales.change(connection, "nobody", 0, 3, NOW_MS, None)
     now_s = NOW_MS // 1000
     windows = [(10, 7_100), (10, 7_300), (60, 172_000), (60, 173_500), (3_600, 7_775_000), (3_600, 7_790_000)]
     common = {"agent_id": "a", "series_id": 0, "figures": b""}
@@ -43,7 +44,7 @@ async def test_what_is_over_goes_and_the_rest_stays(database: Database) -> None:
     gone = await database.write(retention.prune, NOW_MS, Retention())
     assert gone == {
         "rollups": 3, "named_metrics": 1, "spans": 1, "batches": 1, "decisions": 1, "agent_versions": 0,
-        "sidecars": 1, "peers": 1, "tokens": 1,
+        "sidecars": 1, "peers": 1, "tokens": 1, "scales": 1,
     }  # fmt: skip
     assert {token.name for token in await database.read(tokens.current)} == {"forever", "over lately"}
     assert set((await database.write(retention.prune, NOW_MS, Retention())).values()) == {0}
