@@ -31,13 +31,16 @@ JOBS ?= 2
 PARALLEL := $(if $(filter-out 0,$(JOBS)),-n $(JOBS) --dist loadfile)
 NATIVE_TESTS := tests/unit/outrider_http2 tests/unit/outrider_sidecar tests/conformance tests/integration
 
-.PHONY: help run test test-native native .interpreted check format lint types imports stubs bench protos fmt clean
+.PHONY: help run spike test test-native native .interpreted check format lint types imports stubs bench protos fmt clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/.ready $(COMPILED_READY) ## a mesh of simulated agents under load, then a table; AGENTS=51; TRACE=FILE SPEED=n replays arrivals
 	$(COMPILED) $(RUN) -m bench.mesh $(if $(AGENTS),--agents "$(AGENTS)") $(if $(TRACE),--trace "$(TRACE)") $(if $(SPEED),--speed "$(SPEED)") $(ARGS)
+
+spike: $(VENV)/.ready $(COMPILED_READY) ## 50 calls/s step to 500 and back on a real mesh that scales by itself; a verdict at the end
+	$(COMPILED) $(RUN) -m bench.spike $(ARGS)
 
 test: $(VENV)/.ready ## all tests; ARGS="tests/unit -k hpack" for some
 	$(RUN) -m pytest $(PARALLEL) $(ARGS)
@@ -67,7 +70,7 @@ stubs: $(PROTO_VENV)/.ready
 bench: $(VENV)/.bench $(COMPILED_READY) ## side by side with Envoy and grpc.aio; h2load (nghttp2-client) gives the load
 	$(COMPILED) $(RUN) -m bench.suite $(ARGS)
 
-protos: $(PROTO_VENV)/.ready ## generate the checked-in stubs from protos/outrider/v1/*.proto
+protos: $(PROTO_VENV)/.ready ## generate the checked-in stubs from the .proto files
 	$(PROTO_RUN) protos/generate.py
 
 fmt: $(VENV)/.lint ## format and mend what the linter can mend

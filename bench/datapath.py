@@ -15,8 +15,9 @@ import cProfile
 import pstats
 import random
 import time
+from collections.abc import Mapping
 from dataclasses import replace
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from outrider.policy import Agent, EndpointPolicy, Optimization, Policy
@@ -59,7 +60,17 @@ class _Loop:
 class Path:
     """One sidecar's data path with one client connection and one upstream connection."""
 
-    def __init__(self, size: int, in_flight: int, full: bool, hits: bool = False, store: bool = False):
+    def __init__(
+        self,
+        size: int,
+        in_flight: int,
+        full: bool,
+        hits: bool = False,
+        store: bool = False,
+        policy: Mapping[str, Any] | None = None,
+        capacity: int = 0,
+        filters: tuple[ModuleType, ...] = stack.EGRESS,
+    ):
         self.reactor = Reactor(_Loop(), Limits(), app.OWNED)  # type: ignore[arg-type]
         runtime = self.runtime = Runtime(self.reactor, time.monotonic, time.time, random.Random(1))
         runtime.epochs, runtime.payloads, runtime.sampler = Epochs(), Payloads(7), parse_sampler("")
@@ -75,8 +86,9 @@ class Path:
         optimization = Optimization(cache_enabled=full, cache_methods=("/bench.Echo/Unary",), cache_max_bytes=2**23)
         if not hits and not store:
             optimization = replace(optimization, cache_max_object_bytes=64)
-        agent = Agent("a", (EndpointPolicy("127.0.0.1:9001"),), optimization=optimization)
-        runtime.snapshot = stack.compile_snapshot(Policy({"a": agent}, "a"), runtime)
+        endpoint = EndpointPolicy("127.0.0.1:9001", capacity=capacity)
+        agent = Agent("a", (endpoint,), optimization=optimization, **(policy or {}))
+        runtime.snapshot = stack.compile_snapshot(Policy({"a": agent}, "a"), runtime, filters)
         self.client = self._connection(ServerConnection, self._accept)
         self._in_flight = in_flight
         self._peer, self._endpoint = Encoder(), Encoder()

@@ -37,7 +37,7 @@ from outrider_control.intake.services import REQUEST_MAX_BYTES, Intake
 from outrider_control.intake.tail import Tail
 from outrider_control.intake.traces import Batch, Traces
 from outrider_control.state.database import Database
-from outrider_sidecar.core.span import CLIENT, Generation, Span
+from outrider_sidecar.core.span import CLIENT, Admission, Generation, Span
 from outrider_sidecar.engines.otlp import Encoder
 
 BATCH = 512
@@ -59,9 +59,9 @@ def spans(count: int, seed: int) -> list[bytes]:
         span = Span(
             b"%032x" % draw.getrandbits(128), b"%016x" % draw.getrandbits(64), b"%016x" % draw.getrandbits(64), b"", 1,
             CLIENT, f"/agents.v1.Agent/Method{method}", f"agent-{agent:03}", f"10.0.{agent}.{endpoint}:9001",
-            now_ns - total_us * 1_000, total_us, 14 if failed else 0, "", draw.randrange(3_000), 0, total_us // 3,
-            draw.randrange(10_000), draw.randrange(10_000), draw.choice(("miss", "hit", "bypass")), "", "",
-            f"session-{draw.randrange(10_000)}", "", (),
+            now_ns - total_us * 1_000, total_us, 14 if failed else 0, "",
+            Admission(draw.randrange(3_000)), 0, total_us // 3, draw.randrange(10_000), draw.randrange(10_000),
+            draw.choice(("miss", "hit", "bypass")), "", "", f"session-{draw.randrange(10_000)}", "", (),
             Generation("invoke_agent", "model", "", "", draw.randrange(1, 4_000), draw.randrange(1, 900)),
         )  # fmt: skip
         found.append(encoder.span(span))

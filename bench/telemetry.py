@@ -62,7 +62,7 @@ def new_span(number: int = 0) -> Span:
     return Span(
         b"4bf92f3577b34da6a3ce929d0e0e4736", b"00f067aa0ba902b7", b"b7ad6b7169203331", b"", 1, CLIENT,
         "/pkg.Svc/Method", "tax-eu-001", "127.0.0.1:9001", START_NS, 1_000 + number * 37 % 100_000, 0, "",
-        0, 0, 900, 1_000, 2_000, "miss", "", "", "session-1", "", (), GENERATION,
+        None, 0, 900, 1_000, 2_000, "miss", "", "", "session-1", "", (), GENERATION,
     )  # fmt: skip
 
 

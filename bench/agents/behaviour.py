@@ -30,6 +30,7 @@ class Behaviour:
     chunk_tokens: int = 4  # per chunk of a stream
     failure_rate: float = 0.0  # share of calls answered UNAVAILABLE before the first token
     concurrency: int = 32  # calls worked on at once; the others wait their turn
+    refuses: int = 0  # 1: calls over `concurrency` are refused instead
     speed: float = 1.0
 
     def __post_init__(self) -> None:

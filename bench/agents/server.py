@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import grpc
@@ -34,6 +34,14 @@ class Work:
         self.rng = random.Random(seed)
         self.places = asyncio.Semaphore(behaviour.concurrency)
 
+    @asynccontextmanager
+    async def place(self, context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
+        """One of the places, waited for or refused as the behaviour says."""
+        if self.behaviour.refuses and self.places.locked():
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "this simulated agent has no free place")
+        async with self.places:
+            yield
+
     async def first_token(self, context: grpc.aio.ServicerContext) -> None:
         """Wait until the first token is due, or end the call as the failure rate says."""
         if self.behaviour.fails(self.rng):
@@ -48,7 +56,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
     async def Invoke(self, request: agent_pb2.InvokeRequest, context: grpc.aio.ServicerContext):  # noqa: N802
         behaviour = self.work.behaviour
         tokens = output_tokens(request, behaviour)
-        async with self.work.places:
+        async with self.work.place(context):
             await self.work.first_token(context)
             await asyncio.sleep(behaviour.tokens_s(tokens))
         return agent_pb2.InvokeReply(
@@ -65,7 +73,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
         behaviour = self.work.behaviour
         tokens = output_tokens(request, behaviour)
         words = list(reply_words(request, tokens))
-        async with self.work.places:
+        async with self.work.place(context):
             await self.work.first_token(context)
             for start in range(0, tokens, behaviour.chunk_tokens):
                 chunk = words[start : start + behaviour.chunk_tokens]
@@ -90,13 +98,13 @@ class EchoService(grpc.GenericRpcHandler):
         return self._methods.get(str(handler_call_details.method))
 
     async def unary(self, request: bytes, context: grpc.aio.ServicerContext) -> bytes:
-        async with self.work.places:
+        async with self.work.place(context):
             await self.work.first_token(context)
         return request
 
     async def stream(self, request: bytes, context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
         behaviour = self.work.behaviour
-        async with self.work.places:
+        async with self.work.place(context):
             await self.work.first_token(context)
             for start in range(0, len(request), _ECHO_CHUNK_BYTES):
                 yield request[start : start + _ECHO_CHUNK_BYTES]
@@ -129,6 +137,16 @@ async def serve(instances: Sequence[Instance], ports_file: str, control: Sequenc
         announce(ports if len(ports) > 1 else {"port": started[0][2]}, ports_file)
         await until_signal()
     await asyncio.gather(*(_stop(server, checks) for server, checks, _ in started))
+
+
+@asynccontextmanager
+async def running(instance: Instance) -> AsyncIterator[int]:
+    """One instance that registers nowhere; gives its port."""
+    server, checks, port = await _start(instance)
+    try:
+        yield port
+    finally:
+        await _stop(server, checks)
 
 
 async def _start(instance: Instance) -> tuple[grpc.aio.Server, health.HealthServicer, int]:

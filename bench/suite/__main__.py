@@ -1,7 +1,7 @@
 """Runs the suite: `make bench`, or `python -m bench.suite [--quick] [--only SECTION ...] [--rounds N] [--soak]`.
 
-Sections: unary, h2load, streaming, latency, memory, hpack, control, soak. Ends with the list of what must be reached,
-each PASS or MISS with the figure of this run, and writes everything to bench/out/*.json.
+Sections: unary, h2load, streaming, latency, memory, hpack, admission, control, soak. Ends with the list of what must be
+reached, each PASS or MISS with the figure of this run, and writes everything to bench/out/*.json.
 """
 
 from __future__ import annotations
@@ -16,13 +16,23 @@ from pathlib import Path
 
 from bench import machine
 from bench.process import BenchError, Children, stop_on_signals
-from bench.suite import control, h2load, hpack_ratio, latency, memory, required, streaming, targets, unary
+from bench.suite import admission, control, h2load, hpack_ratio, latency, memory, required, streaming, targets, unary
 from bench.suite.report import Verdict
 from bench.suite.required import Results
 from bench.suite.targets import Bed
 from bench.suite.unary import Effort
 
-SECTIONS: tuple[str, ...] = ("unary", "h2load", "streaming", "latency", "memory", "hpack", "control", "soak")
+SECTIONS: tuple[str, ...] = (
+    "unary",
+    "h2load",
+    "streaming",
+    "latency",
+    "memory",
+    "hpack",
+    "admission",
+    "control",
+    "soak",
+)
 OUT = Path(__file__).resolve().parent.parent / "out"
 SOAK_CALLS = 500_000
 _SPANS_WHOLE = 0.98
@@ -114,6 +124,7 @@ def _write(results: Results, judged: list[Verdict], notes: list[str], options: a
         "hpack": results.hpack,
         "spans": results.spans,
         "control": results.control,
+        "admission": results.admission,
         "verdicts": [verdict.json() for verdict in judged],
     }
     path.write_text(json.dumps(document, indent=1), encoding="utf-8")
@@ -134,11 +145,13 @@ def _run(options: argparse.Namespace, children: Children) -> int:
     notes: list[str] = []
     failures: list[str] = []
     print(f"{_cpu_model()}, load average {machine.load_average():.1f}, {effort.rounds} rounds")
-    if wanted - {"control"}:
+    if wanted - {"control", "admission"}:
         bed = _run_proxies(options, children, effort, results)
         notes, failures = bed.notes, bed.failures
-    if "control" in wanted:  # last: it wants the cores for itself
-        children.close()
+    children.close()  # what follows wants the cores for itself
+    if "admission" in wanted:
+        results.admission = admission.run(effort.rounds)
+    if "control" in wanted:
         results.control = control.run(quick, min(effort.rounds, 3))
     judged = required.verdicts(results, options.soak_calls)
     print("\nwhat must be reached (median of rounds [lowest - highest])")

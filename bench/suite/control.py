@@ -6,15 +6,12 @@ Always holds: nothing is judged that was not measured; a bench that fails is an 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from typing import Any
 
-from bench.process import ROOT, BenchError, python_environment
+from bench.suite.part import run_bench
 from bench.suite.report import Verdict
 
-_TIMEOUT_S = 600.0
 _SPAN_US = 50.0  # 20,000 spans/s on one core
 
 Figures = dict[str, Any]
@@ -25,12 +22,14 @@ def run(quick: bool, rounds: int) -> Figures:
     figures: Figures = {"push": {}, "intake": [], "questions": {}, "outage": []}
     print("\ncontrol plane: policy pushed to watchers, through the guard", flush=True)
     for _ in range(rounds):
-        for one in _lines(_bench("bench.watch", "--guard", "--json", f"--changes={15 if quick else 40}", codes=(0, 1))):
+        for one in _lines(
+            run_bench("bench.watch", "--guard", "--json", f"--changes={15 if quick else 40}", codes=(0, 1))
+        ):
             figures["push"].setdefault(str(one["watchers"]), []).append(one)
             print(f"  {one['watchers']} watchers: p50 {one['p50_ms']:.1f} ms, p99 {one['p99_ms']:.1f} ms", flush=True)
     print("\ncontrol plane: spans taken in, one core", flush=True)
     for _ in range(rounds):
-        one = json.loads(_bench("bench.intake", "--json", f"--spans={600_000 if quick else 1_500_000}"))
+        one = json.loads(run_bench("bench.intake", "--json", f"--spans={600_000 if quick else 1_500_000}"))
         figures["intake"].append(one)
         print(
             f"  read {one['read_and_sample_us']:.1f} us a span, to the store {one['stored_cpu_us_per_span']:.1f},"
@@ -38,7 +37,7 @@ def run(quick: bool, rounds: int) -> Figures:
             flush=True,
         )
     print("\ncontrol plane: questions over stored figures", flush=True)
-    figures["questions"] = json.loads(_bench("bench.intake_query", "--json", f"--rounds={5 if quick else 15}"))
+    figures["questions"] = json.loads(run_bench("bench.intake_query", "--json", f"--rounds={5 if quick else 15}"))
     for name, one in figures["questions"].items():
         print(f"  {name:48} {one['median']:8.1f} ms  worst {one['worst']:.1f}", flush=True)
     print("\ncontrol plane: killed under load and started again", flush=True)
@@ -49,7 +48,7 @@ def run(quick: bool, rounds: int) -> Figures:
 
 
 def _outage() -> dict[str, float]:
-    told = json.loads(_bench("bench.mesh", "--json", "--outage", "--agents=8", "--seconds=12", codes=(0, 1)))
+    told = json.loads(run_bench("bench.mesh", "--json", "--outage", "--agents=8", "--seconds=12", codes=(0, 1)))
     calls = told["all"]["calls"]
     return {
         "calls": calls,
@@ -76,16 +75,6 @@ def verdicts(figures: Mapping[str, Any]) -> list[Verdict]:
         Verdict("calls counted twice or not at all", 0.0, [abs(one["calls"] - one["counted"]) for one in outage], ""),
         Verdict("sidecars back on their watch", 5.0, [one["back_s"] for one in outage], "s"),
     ]
-
-
-def _bench(module: str, *arguments: str, codes: tuple[int, ...] = (0,)) -> str:
-    command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=python_environment(), check=False, timeout=_TIMEOUT_S, cwd=ROOT
-    )
-    if done.returncode not in codes:
-        raise BenchError(f"{module} ended with code {done.returncode}:\n{(done.stderr or done.stdout)[-800:]}")
-    return done.stdout
 
 
 def _lines(text: str) -> list[dict[str, float]]:

@@ -1,0 +1,1 @@
+"""Admission under overload, simulated: the sidecar's queue beside simpler ones."""

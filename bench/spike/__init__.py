@@ -1,0 +1,1 @@
+"""A tenfold spike on a real mesh."""
