@@ -18,6 +18,7 @@ PURE = (
     "outrider_control.api.explain",
     "outrider_control.api.roles",
     "outrider_control.core",
+    *(f"outrider_control.loops.scale.{name}" for name in ("capacity", "decide", "forecast", "types")),
     "outrider_control.publish.resources",
     "outrider_control.publish.watch",
     "outrider_http2",

@@ -31,7 +31,7 @@ def test_a_capacity_that_cannot_be_is_none(wrong: float) -> None:
 def agent(
     loads: list[float], ready: int = 2, places: float = 10.0, call_s: float = 0.5, seed: int = 1, limit: float = 1e9
 ) -> State:
-    """Looks at instances that do `places` calls at once in `call_s`, and more of them slower; beyond `limit` calls wait."""
+    """Looks at instances that do `places` calls at once in `call_s`, more of them slower; past `limit` they wait."""
     rng = Random(seed)
     state = State()
     for load in loads:

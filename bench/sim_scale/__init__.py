@@ -1,0 +1,1 @@
+"""Scalers side by side in a simulated fleet of agents."""
