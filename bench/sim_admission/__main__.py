@@ -3,7 +3,7 @@
 The queue of the data path (`outrider_sidecar.engines.lanes`) beside first come first served, strict priority and no
 queue at all, in virtual time: a tenfold burst whose capacity comes ten seconds later, one whose capacity never comes,
 a tenant that asks for everything, and arrivals of a trace where `--data` holds one. Prints shed and late calls per
-lane as a table or JSON, and draws who waits over time into bench/out/sim_admission.svg.
+lane as a table or JSON, and draws who waits over time into bench/out/sim-admission-N.svg.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import random
 from pathlib import Path
 from typing import Any
 
+from bench.chart import Series, chart
 from bench.mesh import trace
 from bench.process import ROOT
 from bench.sim_admission.disciplines import Ask, disciplines
 from bench.sim_admission.simulate import DEADLINES_S, SHARES, Scenario, Step, arrivals, by_lane, run
-from bench.svg import Line, Plot, write
 from outrider.policy import LANES, Queue
 
 TRACES = ("azure-llm-2023-conv.csv.gz", "mooncake-conversation.jsonl.gz")
 SERVICE_S = 0.3
-OUT = ROOT / "bench" / "out" / "sim_admission.svg"
+OUT = ROOT / "bench" / "out"
 
 
 def scenarios(seed: int, data: Path | None) -> list[Scenario]:
@@ -56,10 +56,10 @@ def _traced(path: Path, seed: int) -> tuple[Ask, ...]:
     return tuple(asks)
 
 
-def play(seed: int, data: Path | None) -> tuple[dict[str, Any], list[Plot]]:
-    """Figures by scenario and discipline, and the plots."""
+def play(seed: int, data: Path | None) -> tuple[dict[str, Any], list[str]]:
+    """Figures by scenario and discipline, and a chart of each scenario."""
     figures: dict[str, Any] = {}
-    plots: list[Plot] = []
+    charts: list[str] = []
     for scenario in scenarios(seed, data):
         lines = []
         for name, make in disciplines(Queue()).items():
@@ -68,9 +68,9 @@ def play(seed: int, data: Path | None) -> tuple[dict[str, Any], list[Plot]]:
             rows = by_lane(asks)
             few = [ask for ask in asks if ask.tenant != b"tenant-0"]
             figures.setdefault(scenario.name, {})[name] = {"lanes": rows, "other_tenants": _share(few)}
-            lines.append(Line(name, course))
-        plots.append(Plot(scenario.name, "s", "calls waiting", lines))
-    return figures, plots
+            lines.append(Series(name, course, "line", len(lines)))
+        charts.append(chart(scenario.name, "s", "calls waiting", lines))
+    return figures, charts
 
 
 def _share(asks: list[Ask]) -> float | None:
@@ -109,15 +109,17 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     data = options.data if all((options.data / name).exists() for name in TRACES) else None
-    figures, plots = play(options.seed, data)
-    write(OUT, "Admission under overload: calls that wait", plots)
+    figures, charts = play(options.seed, data)
+    OUT.mkdir(parents=True, exist_ok=True)
+    for number, text in enumerate(charts, 1):
+        (OUT / f"sim-admission-{number}.svg").write_text(text, encoding="utf-8")
     if options.json:
         print(json.dumps(figures, indent=1))
         return
     print(table(figures))
     if data is None:
         print(f"\nno traces in {options.data}: made-up arrivals only")
-    print(f"\nwho waits over time: {OUT.relative_to(ROOT)}")
+    print(f"\nwritten: sim-admission-1.svg to sim-admission-{len(charts)}.svg in bench/out")
 
 
 if __name__ == "__main__":

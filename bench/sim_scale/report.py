@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bench.chart import Series, chart
 from bench.sim_scale import fronts
 from bench.sim_scale.fleet import Outcome
 from bench.sim_scale.fronts import Point
 from bench.sim_scale.measure import offered
-from bench.sim_scale.plot import Series, chart
 from bench.sim_scale.workload import TARGET, Workload
 
 TIMES_BETTER = 3.0  # than HPA

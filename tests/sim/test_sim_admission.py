@@ -10,7 +10,6 @@ import pytest
 from bench.sim_admission.__main__ import play, table
 from bench.sim_admission.disciplines import Ask, disciplines
 from bench.sim_admission.simulate import Scenario, Step, arrivals, by_lane, run
-from bench.svg import Line, Plot, ticks, write
 from outrider.policy import LANES, Queue
 
 BURST = (Step(0.0, 20), Step(5.0, 200), Step(12.0, 20))
@@ -78,27 +77,12 @@ def test_a_tenant_that_asks_for_everything_delays_itself() -> None:
 
 
 def test_the_whole_without_traces() -> None:
-    figures, plots = play(1, None)
+    figures, charts = play(1, None)
     shown = table(figures)
     for name in NAMES:
         assert name in shown
-    assert len(plots) == len(figures) == 3
+    assert len(charts) == len(figures) == 3
+    for text in charts:
+        assert {f"■ {name}" for name in NAMES} <= {element.text for element in ElementTree.fromstring(text).iter()}
     for told in figures.values():
         assert set(told["ours"]["lanes"]) == set(LANES)
-
-
-def test_a_plot_is_a_picture_with_every_line(tmp_path) -> None:
-    file = tmp_path / "out" / "plot.svg"
-    lines = [Line("a < b", [(float(x), float(x * x)) for x in range(5_000)]), Line("dots", [(1.0, 2.0)], joined=False)]
-    write(file, "title", [Plot("empty", "x", "y", []), Plot("full", "s", "calls", lines)])
-    tree = ElementTree.parse(file)
-    texts = [element.text for element in tree.iter() if element.tag.endswith("text")]
-    assert {"title", "empty", "full", "a < b", "dots"} <= set(texts)
-    (polyline,) = [element for element in tree.iter() if element.tag.endswith("polyline")]
-    assert len(polyline.attrib["points"].split()) <= 1_000
-
-
-def test_ticks_are_round_and_inside() -> None:
-    assert ticks(0.0, 97.0) == [0, 20, 40, 60, 80]
-    assert ticks(0.0, 0.0) == [0.0]
-    assert all(0 <= tick <= 0.37 for tick in ticks(0.0, 0.37))

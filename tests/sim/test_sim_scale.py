@@ -8,13 +8,13 @@ from xml.etree import ElementTree
 
 import pytest
 
+from bench.chart import Series, chart
 from bench.process import BenchError
 from bench.sim_scale import __main__ as program
 from bench.sim_scale import fronts, measure, report, workload
 from bench.sim_scale.fleet import Call, Fleet, Settings
 from bench.sim_scale.hpa import Hpa
 from bench.sim_scale.kpa import Kpa
-from bench.sim_scale.plot import Series, chart
 from bench.sim_scale.scaler import View
 
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"

@@ -2,7 +2,7 @@
 
 Always holds: the same data give the same file; whatever is drawn lies within the frame.
 
-Deliberately not here: what is drawn (`__main__`).
+Deliberately not here: what is drawn (the simulators).
 """
 
 from __future__ import annotations
