@@ -4,6 +4,9 @@ Always holds: messages are bytes and come back as they went in unless a call say
 with the metadata and the time it had left, and how it ended. A call says what it wants in metadata `x-do` (a `Plan`
 as JSON) and is found again by `x-key`; `mode` is a plan for every call. Anything that waits, waits for `release`.
 
+With `--agent` it is an instance of that agent and registers with `--control`; SIGTERM withdraws it, and cuts the calls
+that it still has.
+
 Deliberately not here: malformed replies (`tests.h2_peer`). Run: `python -m tests.grpc_peer --name N --ports-file FILE`
 """
 
@@ -12,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import contextlib
 import functools
 import json
 from collections import Counter
@@ -25,6 +29,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health  # pyright: ignore[reportAttributeAccessIssue] # not in its stubs
 
 from bench.serve import announce, until_signal
+from outrider.registration import AsyncRegistration
 
 AGENT = "/test.Agent/"
 NATIVE = "/outrider.v1.Agent/Invoke"  # so that a native request may be looked at as it has come
@@ -239,7 +244,12 @@ async def serve(options: argparse.Namespace) -> None:
     await server.start()
     await control.start()
     announce({"port": port, "control": control_port}, options.ports_file)
-    await until_signal()
+    async with contextlib.AsyncExitStack() as registered:
+        if options.agent:
+            address = f"127.0.0.1:{port}"
+            registration = AsyncRegistration([options.control], options.agent, address, {}, options.capacity)
+            await registered.enter_async_context(registration)
+        await until_signal()
     await server.stop(0)
     await control.stop(0)
 
@@ -252,6 +262,9 @@ def main() -> None:
     parser.add_argument("--ports-file", default="")
     parser.add_argument("--max-streams", type=int, default=10_000)
     parser.add_argument("--tls", default="", help="folder with ca.pem, server.pem and server.key")
+    parser.add_argument("--agent", default="", help="register as an instance of it")
+    parser.add_argument("--control", default="", help="the control plane to register with")
+    parser.add_argument("--capacity", type=int, default=0, help="calls at once, as it is registered")
     parser.add_argument("--mutual", action="store_true", help="ask for a client certificate")
     uvloop.run(serve(parser.parse_args()))
 

@@ -73,6 +73,8 @@ class Link:
         self.conns: list[tuple[ClientConnection, ServerConnection]] = []
         self.waiting: dict[Any, None] = {}
         self.served: list[Served] = []
+        self.peak = 0  # calls at once that the agent has seen
+        self.hurried = 0
         self.last_error = ""
         self.closed = False
         self._changed: Callable[[], Any] = lambda: None
@@ -91,6 +93,9 @@ class Link:
         self.waiting[attempt] = None
         if self.mode == "up" and self.conn is None:
             self.come_up()
+
+    def hurry(self) -> None:
+        self.hurried += 1
 
     def leave(self, attempt: Any) -> None:
         self.waiting.pop(attempt, None)
@@ -157,6 +162,7 @@ class Link:
         served = Served(self._wire, stream, head, rest, end)
         stream.handler = served
         self.served.append(served)
+        self.peak = max(self.peak, sum(one.alive for one in self.served))
 
     def _ready(self, conn: ClientConnection) -> None:
         self._serve(conn)
@@ -353,6 +359,11 @@ class Wire:
             queued = [call for call in mine if call.waiter is not None and not call.tried]
             assert state.admission.queue.waiting == len(queued)
             assert sum(state.admission.queue.lane_waiting()) == len(queued)
+            admission = state.admission
+            admitted = [call for call in mine if call not in queued and admission._on_done in call.done]
+            assert state.in_flight == len(admitted)
+            if queued:  # nobody waits for nothing
+                assert state.in_flight >= admission.limit or not admission.has_room()
         for call in calls:
             assert not call.over
             if call.replied:

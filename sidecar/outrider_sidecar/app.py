@@ -332,7 +332,8 @@ class Sidecar:
             await asyncio.sleep(0.02)
         turn = self.reactor.turn
         turn.begin()
-        for call in list(self.runtime.calls):
+        # Those that wait first: else they would get the permits of the others.
+        for call in sorted(self.runtime.calls, key=lambda call: call.waiter is None):
             call.fail(errors.UNAVAILABLE, "the sidecar is shutting down and the grace period is over")
         turn.end()
 

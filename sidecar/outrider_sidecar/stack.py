@@ -66,12 +66,13 @@ def compile_ingress(
 ) -> Snapshot:
     """The snapshot of the ingress listener: everything goes to the one local agent.
 
-    Its limits, queue, deadlines and degradation are those of `policy`; at most `capacity` calls run at once if set.
+    Its limits, queue, deadlines and degradation are those of `policy`; where that leaves it open, `capacity` calls run
+    at once if set.
     """
     told = policy.agents.get(agent_id) if policy is not None else None
     known = told if told is not None else Agent(agent_id)
     limits = known.limits
-    most = capacity or limits.endpoint_max_in_flight or limits.max_in_flight
+    most = limits.endpoint_max_in_flight or capacity or limits.max_in_flight
     agent = Agent(
         agent_id,
         (EndpointPolicy(target),),

@@ -124,6 +124,19 @@ def test_an_endpoint_with_a_capacity_is_never_given_more_at_once(mesh: Mesh, pee
     sidecar.settled()
 
 
+def test_a_sidecar_that_ends_gives_no_permit_of_a_call_it_ends_to_one_that_waits(mesh: Mesh, peer: Peer) -> None:
+    solo = agent("solo", peer, limits={"max_in_flight": 2})
+    sidecar = mesh.sidecar({"default_agent": "solo", "agents": [solo], "drain_grace_s": 0.3}, "leaving")
+    with channel_to(sidecar.target) as channel:
+        calls, key = Calls(channel), new_key()
+        started = held(calls, key, 12)
+        eventually(lambda: sidecar.metric("outrider_queue_waiting", agent="solo") == 10, "ten calls wait")
+        sidecar.terminate()
+        assert {code_of(call) for call in started} == {grpc.StatusCode.UNAVAILABLE}
+    assert sidecar.wait_exit() == 0
+    assert len(peer.records(key)) == 2
+
+
 def test_calls_of_an_agent_at_zero_wait_for_its_first_instance(mesh: Mesh, peer: Peer) -> None:
     parked = {"agent_id": "solo", "scaling": {"min_instances": 0, "activation_wait_ms": 20_000}}
     sidecar = mesh.sidecar({"default_agent": "solo", "agents": [parked]}, "zero")

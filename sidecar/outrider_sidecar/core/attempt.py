@@ -114,8 +114,8 @@ class Attempt(Handler):
             return
         if self.timer is not None:
             self.timer.cancel()
-        if call.hedges is not None:
-            call.commit(self)
+        if call.hedges is not None and not call.commit(self):
+            return
         if call.body is not None:
             call.drop_body()
         if _CALL_ID in rest.values:
@@ -124,13 +124,11 @@ class Attempt(Handler):
 
     def on_data(self, stream: Stream, data: bytes, end: bool) -> None:
         call = self.call
-        if not self.first_byte:
+        first = not self.first_byte
+        if first:
             self.first_byte = True
             now = call.runtime.clock()
-            pool = call.route.state.pool
-            pool.balancer.first_byte(self.endpoint, now - self.started_at, now)
-            if pool.heard is not None:
-                pool.heard(call, now - self.started_at, now)
+            call.route.state.pool.balancer.first_byte(self.endpoint, now - self.started_at, now)
         if self.http_status:
             stream.credit(len(data))
             if end:
@@ -141,6 +139,9 @@ class Attempt(Handler):
                 stream.credit(len(data))
             else:
                 self.owed += len(data)
+        if first and call.route.state.pool.heard is not None:  # last, as others may go on at that
+            now = call.runtime.clock()
+            call.route.state.pool.heard(call, now - self.started_at, now)
         if end:
             self._failed(errors.INTERNAL, f"{self.endpoint.address} ended the reply without trailers", True)
 
@@ -150,9 +151,11 @@ class Attempt(Handler):
             return
         call = self.call
         status = errors.status_of(head)
-        self._settle(status, rest)
         if not stream.local_closed:
             stream.reset(frames.CANCEL)  # the endpoint has answered before it had the whole request
+        self._settle(status, rest)
+        if call.over:
+            return
         if status:
             call.message = errors.decode_message(rest.values.get(b"grpc-message", b""))
         call.reply_tail(head, self._tail_extra(rest), status)
@@ -173,14 +176,14 @@ class Attempt(Handler):
             self._not_grpc()
             return
         status = errors.status_of(head)
-        self._settle(status, rest)
         stream = self.stream
         if stream is not None and not stream.local_closed:
             stream.reset(frames.CANCEL)
-        if status and self._goes_on(status, rest, True):
+        self._settle(status, rest)
+        if call.over or (status and self._goes_on(status, rest, True)):
             return
-        if call.hedges is not None:
-            call.commit(self)
+        if call.hedges is not None and not call.commit(self):
+            return
         call.replied = True
         if _CALL_ID in rest.values:
             call.hop |= THROUGH_INGRESS
@@ -217,10 +220,11 @@ class Attempt(Handler):
         if self.over:
             return
         call = self.call
-        self._settle(status, None, message)
+        self.over = True
         stream = self.stream
         if stream is not None:
             stream.reset(frames.CANCEL)
+        self._settle(status, None, message)
         if call.over or self._goes_on(status, None, processed):
             return
         call.attempt = None
@@ -250,14 +254,15 @@ class Attempt(Handler):
         """Cancel upstream at once: the caller is gone, out of time, or answered by another attempt."""
         if self.over:
             return
-        self._settle(ABORTED, None)
+        self.over = True
         if self.stream is not None:
             self.stream.reset(frames.CANCEL)
         else:
             self.endpoint.connector.leave(self)
+        self._settle(ABORTED, None)
 
     def _settle(self, status: int, rest: Rest | None, message: str = "") -> None:
-        """Give everything back and tell the engines, once."""
+        """Give everything back and tell the engines, once; the endpoint knows: who waits may come to it at once."""
         self.over = True
         call = self.call
         endpoint = self.endpoint

@@ -1,6 +1,6 @@
 """A call: one incoming stream, the steps it runs through, and the reply on its way back.
 
-Always holds: steps run in order and a parked call runs nothing until `resume`; the reply's head, data and tail leave
+Always holds: steps run in order and a parked call runs nothing until `run`; the reply's head, data and tail leave
 in that order and the call ends exactly once; `on_done` callbacks run last-in-first-out, once, whatever the end was.
 
 Deliberately not here: which steps there are (`stack`), request bytes (`request`), upstream tries (`attempt`).
@@ -152,7 +152,8 @@ class Call(Request):
     # -- steps -----------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Run steps until one parks or answers the call (returns True), or none is left."""
+        """Run steps, from the start or after a step has parked the call, until one does that or answers (returns
+        True), or none is left."""
         while not self.over:
             at = self.at
             if at >= len(self.steps):
@@ -160,10 +161,6 @@ class Call(Request):
             self.at = at + 1
             if self.steps[at](self):
                 return
-
-    def resume(self) -> None:
-        """Go on after a step has parked the call."""
-        self.run()
 
     def on_done(self, callback: Callable[[Call], Any]) -> None:
         """Register what must happen exactly once when the call is over."""
@@ -173,7 +170,7 @@ class Call(Request):
         """What a feature that stepped aside says on the span; bounded."""
         if self.notes is None:
             self.notes = []
-        if len(self.notes) < 8:
+        if len(self.notes) < 8 and text not in self.notes:
             self.notes.append(text)
 
     def value(self, name: bytes) -> bytes:
@@ -181,9 +178,11 @@ class Call(Request):
         return self.rest.values.get(name) or self.head.values.get(name, b"")
 
     def read_lane(self) -> int:
-        """The lane the caller asks for: `x-priority`, else what the message says, else normal."""
+        """The lane the caller asks for: `x-priority`, else what the message says, else normal; low for nobody."""
         raw = self.rest.values.get(b"x-priority") or self.head.values.get(b"x-priority")
-        if raw is not None:
+        if self.hop == DETACHED:
+            self.lane = LOW
+        elif raw is not None:
             lane = _LANES.get(raw)
             if lane is None:
                 self.note("admit: x-priority is not one of low, normal, high, critical")
@@ -236,6 +235,8 @@ class Call(Request):
         call.waiter, self.waiter = self.waiter, None
         if call.waiter is not None:
             call.waiter.call = call
+            if call.waiter.queued:
+                self.queue_s = self.runtime.clock() - call.waiter.queued_at
         call.replied = self.replied
         call.first_byte_at = self.first_byte_at
         call.hop |= self.hop
@@ -366,13 +367,14 @@ class Call(Request):
         else:
             self.fail(errors.RESOURCE_EXHAUSTED, "the sidecar's limit of held bytes is reached (limits.held_bytes)")
 
-    def commit(self, attempt: Attempt) -> None:
-        """Of several attempts under way this one answers; the others are cancelled."""
+    def commit(self, attempt: Attempt) -> bool:
+        """Of several attempts under way this one answers; the others are cancelled. Whether the call has survived."""
         hedges, self.hedges = self.hedges, None
         self.attempt = attempt
         for other in hedges or ():
             if other is not attempt:
                 other.abort()
+        return not self.over
 
     def outlives(self, attempt: Attempt) -> bool:
         """One of several attempts has failed; True while another one may still answer."""

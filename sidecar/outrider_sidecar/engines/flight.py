@@ -294,13 +294,17 @@ class Flight(Tap):
         alive = [follower for follower in followers if not follower.over]
         if not alive:
             return
+        leader = alive[0]
         for follower in alive:
             follower.attempt = None
-        flight = self.owner.lead(alive[0], self)
+            if follower.read_lane() > leader.lane:
+                leader = follower
+        flight = self.owner.lead(leader, self)
         flight.elections = self.elections + 1
-        for follower in alive[1:]:
-            flight.join(follower)
-        alive[0].run()
+        for follower in alive:
+            if follower is not leader:
+                flight.join(follower)
+        leader.run()
 
     def _end(self, status: int) -> None:
         if self.over:

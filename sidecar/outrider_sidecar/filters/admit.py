@@ -18,17 +18,19 @@ from typing import Any, Final
 from outrider.policy import LANES, Agent
 from outrider_http2.hpack import literal
 from outrider_sidecar.core import errors
-from outrider_sidecar.core.call import Call, Step
+from outrider_sidecar.core.call import NORMAL, Call, Step
 from outrider_sidecar.core.runtime import AgentState, Runtime
 from outrider_sidecar.engines.degradation import Ladder
 from outrider_sidecar.engines.gradient import Gradient2
 from outrider_sidecar.engines.lanes import LaneQueue, Waiter
 
 _SHEDDING: Final = ("shed_low", "shed_normal", "shed_high")  # by lane; critical calls are never shed by a step
+_PRIORITIES: Final = tuple([literal(b"x-priority", lane.encode()) for lane in LANES])
 _LOOK_S: Final = 0.05  # between two looks at the pressure while calls come in
 _MIN_PUSHBACK_MS: Final = 100
 _MAX_PUSHBACK_MS: Final = 30_000
 _NO_INSTANCE: Final = "got no instance in time (scaling.activation_wait_ms)"
+_NONE_AND_NO_QUEUE: Final = "has no instance, and nothing may wait for one (queue.max_waiting is 0)"
 _GONE: Final = "is not configured any more"
 
 
@@ -38,6 +40,7 @@ class Admission:
     __slots__ = (
         "_again",
         "_agent",
+        "_gone",
         "_looked_at",
         "_max_wait_s",
         "_on_done",
@@ -59,7 +62,8 @@ class Admission:
         self._on_done: Callable[[Call], Any] = self.release  # one object: it is looked for by identity
         self._pumping = False
         self._again = False
-        self._taken: list[Waiter] = []  # to be shed, out of one look at the queue
+        self._gone = False
+        self._taken: list[Waiter] = []  # out of the queue, to be shed once who goes on instead has its permit and slot
         self._returning: deque[Waiter] = deque()  # further tries: they have a permit and wait for a slot
         self._looked_at = 0.0
         self._max_wait_s = 0.0
@@ -84,11 +88,17 @@ class Admission:
             else:
                 self.limiter.configure(limits.min_in_flight, limits.max_in_flight)
             self._set_limit(self.limiter.limit)
+        self.listen()
         ladder: Ladder | None = self._state.ladder
         if ladder is None:
             self._state.ladder = Ladder(agent.degradation)
         else:
             ladder.configure(agent.degradation)
+
+    def listen(self) -> None:
+        """Hear of first chunks where the limit adapts to them, whether or not anybody waits."""
+        if self.limiter is not None and self._state.pool is not None:
+            self._state.pool.heard = self.heard
 
     def _set_limit(self, limit: int) -> None:
         self.limit = limit
@@ -105,7 +115,8 @@ class Admission:
     def admit(self, call: Call) -> bool | None:
         """The step."""
         state = self._state
-        call.read_lane()
+        if call.read_lane() != NORMAL and not call.value(b"x-priority"):
+            call.forward += _PRIORITIES[call.lane]  # the next hop does not read messages
         pool = state.pool
         if (
             state.in_flight >= self.limit or self.queue.waiting or self._returning or pool.crowded
@@ -121,16 +132,16 @@ class Admission:
     def _passes(self, call: Call) -> bool:
         """The slow way in: True where the call may go on, else it waits or is answered."""
         state = self._state
-        if not self._returning and not self.queue.waiting and state.in_flight < self.limit and self._has_room():
+        if not self._returning and not self.queue.waiting and state.in_flight < self.limit and self.has_room():
             return True
         self._wait(call)
         return False
 
-    def _has_room(self) -> bool:
+    def has_room(self) -> bool:
         """Whether a call that goes on now finds a slot, or is told at once why there is none."""
         pool = self._state.pool
-        if pool.empty:
-            return not self.activates
+        if pool.empty and self.activates and not self._gone:
+            return False
         room: bool = pool.has_room()
         return room
 
@@ -139,41 +150,56 @@ class Admission:
         now = self._runtime.clock()
         queue = self.queue
         lane = call.lane
+        if self._gone:
+            self._end(call, errors.UNAVAILABLE, _GONE)
+            return
         if not self._agent.queue.max_waiting:
-            self._shed(call, lane, self._why_full(now))
+            self._shed(call, lane, self._why_full())
             return
         if lane < len(_SHEDDING) and self._state.ladder.takes(_SHEDDING[lane]):
             _degrade(call, _SHEDDING[lane])
             self._shed(call, lane, f"sheds calls of lane {LANES[lane]} while it is overloaded (degradation.steps)")
             return
         tenant = call.value(b"x-tenant-id")
+        if not tenant and call.payload is not None:
+            tenant = call.payload.tenant_id.encode("utf-8", "surrogateescape")
         if queue.hopeless(lane, call.deadline, now, tenant):
             self._shed(call, lane, f"cannot meet the deadline: {queue.waiting} calls wait for it")
             return
         waiter = Waiter(call, lane, tenant, call.deadline)
+        waiter.queued_at = now
         call.waiter = waiter
         call.done.append(self._on_done)
         state = self._state
         victim = self.queue.put(waiter, now)
         if victim is not waiter:
-            wait_s = self._max_wait_s
-            if state.pool.empty:
-                wait_s = self._agent.scaling.activation_wait_ms / 1e3
-            waiter.timer = self._runtime.wheel.at(waiter.queued_at + wait_s, _GiveUp(self, waiter).fire)
+            waiter.timer = self._runtime.wheel.at(now + self._wait_s, _GiveUp(self, waiter).fire)
             if state.pool.heard is None:
                 state.pool.heard = self.heard
         if victim is not None:
             self._shed_waiter(victim, f"has {self.queue.waiting} calls waiting, its limit (queue.max_waiting)")
-        if state.idle:
-            state.idle = False
-            self._runtime.woke()
+        self._wake()
         if now - self._looked_at >= _LOOK_S:
             self.look(now)
 
-    def _why_full(self, now: float) -> str:
+    @property
+    def _wait_s(self) -> float:
+        """How long a call may wait, as it stands."""
+        if self._state.pool.empty and self.activates:
+            return self._agent.scaling.activation_wait_ms / 1e3
+        return self._max_wait_s
+
+    def _why_full(self) -> str:
         in_flight = self._state.in_flight
         if in_flight >= self.limit:
-            return f"has {in_flight} calls in flight, its limit (limits.max_in_flight)"
+            name = "max_in_flight"
+            if self.limiter is not None:
+                name = "adaptive"
+            elif self._state.pool.load_report is not None:
+                name = "endpoint_max_in_flight, or ingress.capacity"
+            return f"has {in_flight} calls in flight, its limit (limits.{name})"
+        if self._state.pool.empty:
+            return _NONE_AND_NO_QUEUE
         return "has no endpoint with a free slot (capacity), and nothing may wait (queue.max_waiting is 0)"
 
     # -- the queue moves -------------------------------------------------------------------------------------------
@@ -197,36 +223,34 @@ class Admission:
     def _grant_all(self) -> None:
         state = self._state
         queue = self.queue
-        while self._returning and self._has_room():
+        while self._returning and self.has_room():
             waiter = self._returning.popleft()
-            waiter.call.waiter = None
+            self._leave(waiter)
             waiter.call.steps[-1](waiter.call)
-        while queue.waiting and not self._returning and state.in_flight < self.limit and self._has_room():
+        while queue.waiting and not self._returning and state.in_flight < self.limit and self.has_room():
             now = self._runtime.clock()
             granted = queue.take(now, self._taken)
-            if self._taken:
-                shed, self._taken = self._taken, []
-                for waiter in shed:
-                    self._shed_waiter(waiter, self._why_late(waiter, now))
             if granted is not None:
-                self._grant(granted, now)
+                self._leave(granted)
+                granted.call.queue_s = now - granted.queued_at
+                state.in_flight += 1
+                granted.call.run()
+            while self._taken:
+                waiter = self._taken.pop()
+                if waiter.call.waiter is waiter:
+                    self._shed_waiter(waiter, self._why_late(waiter, now))
 
-    def _grant(self, waiter: Waiter, now: float) -> None:
-        call: Call = waiter.call
+    def _leave(self, waiter: Waiter) -> None:
+        """It waits no longer."""
+        waiter.call.waiter = None
         if waiter.timer is not None:
             waiter.timer.cancel()
-        call.waiter = None
-        call.queue_s = now - waiter.queued_at
-        self._state.in_flight += 1
-        call.resume()
 
     def release(self, call: Call) -> None:
         """A call is over: its permit, or its place in the queue, is free."""
         waiter: Waiter | None = call.waiter
         if waiter is not None:
-            call.waiter = None
-            if waiter.timer is not None:
-                waiter.timer.cancel()
+            self._leave(waiter)
             if waiter in self._returning:
                 self._returning.remove(waiter)
             else:
@@ -240,6 +264,8 @@ class Admission:
     def park(self, call: Call) -> bool:
         """A further try finds no free slot: it waits for one, with the permit the call has."""
         waiter = Waiter(call, call.lane, b"", call.deadline)
+        waiter.queued_at = self._runtime.clock()
+        waiter.timer = self._runtime.wheel.at(waiter.queued_at + self._wait_s, _GiveUp(self, waiter).fire)
         call.waiter = waiter
         self._returning.append(waiter)
         return True
@@ -247,7 +273,7 @@ class Admission:
     def requeue(self, call: Call) -> None:
         """A waiting call's lane or deadline is another: others read its reply as well, or its caller has gone."""
         waiter: Waiter | None = call.waiter
-        if waiter is None or waiter in self._returning:
+        if waiter is None or not waiter.queued:
             return
         if call.deadline != waiter.deadline:
             self.queue.set_deadline(waiter, call.deadline)
@@ -264,40 +290,68 @@ class Admission:
 
     def give_up(self, waiter: Waiter) -> None:
         """The time a call may wait is over."""
-        if waiter.call.waiter is not waiter:
+        call: Call = waiter.call
+        if call.waiter is not waiter:
             return
-        self.queue.remove(waiter)
-        if self._state.pool.empty and self.activates:
-            waiter.call.waiter = None
-            self._count(waiter.lane)
-            self._end(waiter.call, errors.UNAVAILABLE, _NO_INSTANCE, b"")
+        wait_s = self._wait_s
+        ends_at = waiter.queued_at + wait_s
+        if self._runtime.clock() < ends_at:  # it waits for something else by now
+            waiter.timer = self._runtime.wheel.at(ends_at, _GiveUp(self, waiter).fire)
             return
-        self._shed_waiter(waiter, f"let it wait {self._max_wait_s * 1e3:.0f} ms, the most it may (queue.max_wait_ms)")
+        status, why = errors.UNAVAILABLE, _NO_INSTANCE
+        if not (self._state.pool.empty and self.activates):
+            status = errors.RESOURCE_EXHAUSTED
+            why = f"let it wait {wait_s * 1e3:.0f} ms, the most it may (queue.max_wait_ms)"
+        self._count(call.lane)
+        if self.queue.remove(waiter):
+            self._end_waiter(waiter, status, why)
+        else:
+            call.fail(status, self._said(why), self._extra(status))  # `release` finds it among those that return
 
     def _shed_waiter(self, waiter: Waiter, why: str) -> None:
         """Of a call that is out of the queue already."""
-        call: Call = waiter.call
-        if waiter.timer is not None:
-            waiter.timer.cancel()
-        call.waiter = None
-        call.queue_s = self._runtime.clock() - waiter.queued_at
-        self._shed(call, waiter.lane, why)
+        self._count(waiter.lane)
+        self._end_waiter(waiter, errors.RESOURCE_EXHAUSTED, why)
+
+    def _end_waiter(self, waiter: Waiter, status: int, why: str) -> None:
+        self._leave(waiter)
+        waiter.call.queue_s = self._runtime.clock() - waiter.queued_at
+        self._end(waiter.call, status, why)
 
     def _shed(self, call: Call, lane: int, why: str) -> None:
         self._count(lane)
-        wait_ms = self.queue.longest_wait_s(self._runtime.clock()) * 500
-        pushback_ms = int(max(_MIN_PUSHBACK_MS, min(wait_ms, _MAX_PUSHBACK_MS)) * (1 + self._runtime.rng.random() / 4))
-        extra = literal(b"grpc-retry-pushback-ms", b"%d" % pushback_ms)
-        self._end(call, errors.RESOURCE_EXHAUSTED, why, extra)
+        self._end(call, errors.RESOURCE_EXHAUSTED, why)
 
     def _count(self, lane: int) -> None:
         self._state.shed += 1
         self.shed_lanes[lane] += 1
+        self._wake()
 
-    def _end(self, call: Call, status: int, why: str, extra: bytes) -> None:
+    def _wake(self) -> None:
+        """The load is reported at once if there was none."""
+        if self._state.idle:
+            self._state.idle = False
+            self._runtime.woke()
+
+    def _end(self, call: Call, status: int, why: str) -> None:
         """Answer a call that holds no permit: `release` must not take one from somebody else."""
         call.done = [callback for callback in call.done if callback is not self._on_done]
-        call.fail(status, f"agent {self._agent.agent_id!r} {why}", extra)
+        call.fail(status, self._said(why), self._extra(status))
+
+    def _said(self, why: str) -> str:
+        return f"agent {self._agent.agent_id!r} {why}"
+
+    def _extra(self, status: int) -> bytes:
+        """What a refusal for load carries: when to come again and, at an ingress, how much there is to do."""
+        if status != errors.RESOURCE_EXHAUSTED:
+            return b""
+        runtime = self._runtime
+        now = runtime.clock()
+        wait_ms = self.queue.longest_wait_s(now) * 500
+        pushback_ms = int(max(_MIN_PUSHBACK_MS, min(wait_ms, _MAX_PUSHBACK_MS)) * (1 + runtime.rng.random() / 4))
+        extra = literal(b"grpc-retry-pushback-ms", b"%d" % pushback_ms)
+        report = self._state.pool.load_report
+        return extra if report is None else extra + report(now)
 
     def moved(self) -> None:
         """Endpoints have come, gone or changed."""
@@ -312,6 +366,7 @@ class Admission:
         limiter = self.limiter
         if limiter is not None and limiter.sample(call.head.path, first_chunk_s, self._state.in_flight):
             self._set_limit(limiter.limit)
+            self.moved()
 
     def look(self, now: float) -> float:
         """Tell the ladder how it stands; the pressure. To be called every half a second at least."""
@@ -323,12 +378,14 @@ class Admission:
             pressure = max(queue.waiting / max(1, policy.max_waiting), waited_s / self._max_wait_s)
         if pressure or ladder.level or ladder.pressure:
             ladder.observe(pressure, now)
-        if queue.waiting or self._returning:
-            self.pump()
+        if self._state.pool.empty and (queue.waiting or self._returning):
+            self._state.pool.hurry()
+        self.moved()
         return pressure
 
     def close(self) -> None:
         """The agent is gone: nobody waits for it any more."""
+        self._gone = True
         shed: list[Waiter] = []
         now = self._runtime.clock()
         while self.queue.waiting:
@@ -336,14 +393,11 @@ class Admission:
             if waiter is not None:
                 shed.append(waiter)
         for waiter in shed:
-            if waiter.timer is not None:
-                waiter.timer.cancel()
-            waiter.call.waiter = None
-            self._end(waiter.call, errors.UNAVAILABLE, _GONE, b"")
+            self._end_waiter(waiter, errors.UNAVAILABLE, _GONE)
         while self._returning:
             waiter = self._returning.popleft()
-            waiter.call.waiter = None
-            waiter.call.fail(errors.UNAVAILABLE, f"agent {self._agent.agent_id!r} {_GONE}")
+            self._leave(waiter)
+            waiter.call.fail(errors.UNAVAILABLE, self._said(_GONE))
 
 
 class _GiveUp:

@@ -47,7 +47,7 @@ class Pool:
         self.leaving: set[Endpoint] = set()
         self.panic = False
         self.able: list[Endpoint] = []  # may be picked
-        self.empty = True  # no endpoint is configured
+        self.empty = True  # no endpoint is configured, or none can be reached
         self.crowded = False  # there may be no slot: ask `has_room`
         self.admission: Any = None  # whose calls wait for slots (filters.admit)
         self.heard: Callable[[Call, float, float], Any] | None = None  # is told of first chunks, while it needs to know
@@ -78,27 +78,30 @@ class Pool:
         else:
             redial = False
         wanted = {endpoint.address: endpoint for endpoint in agent.endpoints}
-        for address in [address for address in self.endpoints if address not in wanted or redial]:
-            endpoint = self.endpoints.pop(address)
-            endpoint.draining = True
-            endpoint.connector.drain()
-            if endpoint.pending:
-                self.leaving.add(endpoint)
+        gone = [self.endpoints.pop(address) for address in list(self.endpoints) if address not in wanted or redial]
         for address, policy in wanted.items():
             known = self.endpoints.get(address)
-            if known is not None:
-                endpoint = known
-            else:
-                endpoint = Endpoint(address, policy.weight, policy.labels, now)
-                endpoint.connector = self._runtime.connector(endpoint, agent)
-                self.endpoints[address] = endpoint
-                endpoint.connector.begin(self.changed)
+            endpoint = known if known is not None else Endpoint(address, now=now)
             endpoint.weight = policy.weight
             endpoint.capacity = policy.capacity
             endpoint.labels = policy.labels
+            if known is None:
+                endpoint.connector = self._runtime.connector(endpoint, agent)
+                self.endpoints[address] = endpoint
+                endpoint.connector.begin(self.changed)
         self._detector.update(list(self.endpoints.values()))
         self._breaker.update(self.endpoints.values(), now)
         self.refresh(now)
+        self._let_go(gone)
+
+    def _let_go(self, gone: list[Endpoint]) -> None:
+        """They may not be picked any more; tries that wait for a connection to them are made elsewhere."""
+        for endpoint in gone:
+            endpoint.draining = True
+            if endpoint.pending:
+                self.leaving.add(endpoint)
+        for endpoint in gone:
+            endpoint.connector.drain()
 
     def changed(self) -> None:
         """Something about an endpoint's reachability or health is different."""
@@ -109,7 +112,7 @@ class Pool:
         members = self.endpoints.values()
         able, self.panic = usable(members, self.agent.balancing, now)
         self.able = able
-        self.empty = not self.endpoints
+        self.empty = not any([endpoint.reachable for endpoint in members])
         self._limited = any([endpoint.capacity for endpoint in able])
         self.crowded = self._limited or self.empty
         self._several = len(able) > 1
@@ -128,6 +131,11 @@ class Pool:
                 return True
         return False
 
+    def hurry(self) -> None:
+        """Calls wait until an endpoint can be reached."""
+        for endpoint in self.endpoints.values():
+            endpoint.connector.hurry()
+
     def tick(self, now: float) -> None:
         """Time passes: sweep outliers, let ejected endpoints return."""
         changed = now >= self._next_change_at
@@ -139,16 +147,13 @@ class Pool:
 
     def close(self) -> None:
         """The agent is gone from the policy."""
-        for endpoint in self.endpoints.values():
-            endpoint.draining = True
-            endpoint.connector.drain()
-            if endpoint.pending:
-                self.leaving.add(endpoint)
+        gone = list(self.endpoints.values())
         self.endpoints.clear()
         self.able = []
         self.balancer.update([], self._runtime.clock())
         if self.admission is not None:
             self.admission.close()
+        self._let_go(gone)
 
     # -- attempts --------------------------------------------------------------------------------------------------
 
@@ -197,7 +202,7 @@ class Pool:
 
     def dispatch(self, call: Call) -> bool:
         """The step: launch an attempt, or say why not."""
-        if call.tried and self._limited and not self.has_room():
+        if call.tried and self.crowded and not self.admission.has_room():
             parked: bool = self.admission.park(call)
             return parked
         attempt = self.make(call)
@@ -271,6 +276,7 @@ def build(agent: Agent, state: AgentState, runtime: Runtime) -> Step:
     if state.pool is None:
         state.pool = Pool(agent, runtime, runtime.clock())
         state.pool.admission = state.admission
+        state.admission.listen()
     else:
         state.pool.update(agent, runtime.clock())
     return state.pool.dispatch

@@ -6,6 +6,8 @@ from base64 import b64decode
 from dataclasses import replace
 from types import ModuleType
 
+import pytest
+
 from outrider.policy import Agent, EndpointPolicy, Limits, Optimization, Policy, Queue
 from outrider_sidecar import stack
 from outrider_sidecar.core.span import CLIENT, SERVER
@@ -92,6 +94,40 @@ def test_an_ingress_is_under_the_limits_queue_and_deadlines_of_its_agents_policy
     assert len(wire.served) == 3  # the limit is higher: who waited goes on
     wire.pass_s(2.1)
     assert [caller.status for caller in callers[:3]] == [4, 4, 4]
+    wire.assert_clean()
+
+
+@pytest.mark.parametrize(
+    ("limits", "capacity", "limit"),
+    [(Limits(9), 0, 9), (Limits(9), 4, 4), (Limits(9, 2), 4, 2), (Limits(9, 6), 4, 6), (Limits(9, 6), 0, 6)],
+)
+def test_an_ingress_is_bounded_by_the_policy_then_its_capacity(limits: Limits, capacity: int, limit: int) -> None:
+    wire = ingress(Policy({"a": Agent("a", limits=limits)}), capacity)
+    (state,) = wire.runtime.agents.values()
+    assert (state.admission.limit, state.capacity) == (limit, limit)
+
+
+@pytest.mark.parametrize(
+    ("adaptive", "name"),
+    [(False, "limits.endpoint_max_in_flight, or ingress.capacity"), (True, "limits.adaptive")],
+)
+def test_an_ingress_where_nothing_waits_says_which_limit_it_was(adaptive: bool, name: str) -> None:
+    limits = Limits(adaptive=adaptive)
+    wire = ingress(Policy({"a": Agent("a", limits=limits, queue=Queue(max_waiting=0))}), 1)
+    callers = [wire.call(body=ASK) for _ in range(2)]
+    assert callers[1].message == f"agent 'a' has 1 calls in flight, its limit ({name})"
+    callers[0].cancel()
+    wire.assert_clean()
+
+
+def test_an_ingress_that_refuses_for_load_tells_its_load() -> None:
+    wire = ingress(Policy({"a": Agent("a", queue=Queue(max_waiting=1))}), 2)
+    callers = [wire.call(body=ASK) for _ in range(4)]
+    report = decode_load_report(b64decode(callers[3].trailer("endpoint-load-metrics-bin") + "=="))
+    assert report is not None
+    assert report.application_utilization == 1.5
+    for caller in callers:
+        caller.cancel()
     wire.assert_clean()
 
 

@@ -231,11 +231,11 @@ def test_a_parked_call_runs_nothing_until_it_is_resumed() -> None:
     wire = Wire(agent(), before=park)
     caller = wire.call(body=ASK)
     assert (wire.served, len(parked)) == ([], 1)
-    parked[0].resume()
+    parked[0].run()
     wire.flow()
     wire.link().served[0].reply(ANSWER)
     assert caller.status == 0
-    parked[0].resume()
+    parked[0].run()
     wire.assert_clean()
 
 

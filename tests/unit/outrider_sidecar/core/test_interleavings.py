@@ -88,13 +88,19 @@ POLICIES = [
         **CROWDED | {"limits": Limits(2)},
     ),
     policy_of(scaling=Scaling(min_instances=0, activation_wait_ms=1_000), queue=Queue(max_waiting=8)),
+    policy_of(
+        *("a:1", "b:1"),
+        capacity=1,
+        scaling=Scaling(min_instances=0, activation_wait_ms=1_000),
+        queue=Queue(max_waiting=8, max_wait_ms=700),
+    ),
 ]
 
 
 class Mesh(RuleBasedStateMachine):
     @initialize(
         mode=st.sampled_from(["up", "up", "wait"]),
-        policy=st.sampled_from([0, 6, 7, 8]),
+        policy=st.sampled_from([0, 6, 7, 8, 9]),
         held_bytes=st.sampled_from([SMALL_BYTES, 64 * 1024 * 1024]),
         window_bytes=st.sampled_from([8_192, 65_535]),
     )
@@ -247,7 +253,7 @@ class Mesh(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.wire.pass_s(seconds)
 
-    @rule(at=st.sampled_from([0, 0, 0, 6, 6, 7, 7, 1, 2, 3, 4, 5, 8]))
+    @rule(at=st.sampled_from([0, 0, 0, 6, 6, 7, 7, 1, 2, 3, 4, 5, 8, 9, 9]))
     def apply(self, at: int) -> None:
         self.wire.apply(POLICIES[at])
 

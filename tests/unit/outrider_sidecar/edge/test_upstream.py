@@ -110,16 +110,20 @@ async def test_a_refused_connection_refuses_who_waits_and_makes_the_endpoint_unr
         assert (soon.answers, soon.reason) == (1, attempt.reason)
 
 
-async def test_a_call_cuts_a_long_backoff_short(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("waits", ["for a connection", "in the queue"])
+async def test_a_call_cuts_a_long_backoff_short(waits: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upstream, "connect_delay_s", lambda failures, rng: 1_000.0)
     monkeypatch.setattr(upstream, "CALL_DRIVEN_DIAL_S", 0.0)
     async with in_process() as mesh, connector_to(await nowhere()) as connector:
         connector.begin(lambda: None)
         await until(lambda: connector.last_error)
         connector._endpoint.address = mesh.target  # somebody listens there now
-        attempt = Try()
-        connector.wait(attempt)
-        await until(lambda: attempt.conn)
+        if waits == "in the queue":
+            connector.hurry()
+            connector.hurry()
+        else:
+            connector.wait(Try())
+        await until(lambda: connector.conn)
         assert connector._endpoint.reachable
 
 
