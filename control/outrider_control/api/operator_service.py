@@ -59,7 +59,7 @@ class OperatorService(operator_pb2_grpc.OperatorServicer):
         self._figures = FiguresApi(fleet, reader, clock_ms)
         self._traces = TracesApi(reader, clock_ms, price)
         self._cache = CacheApi(db, publisher, fleet, clock_ms)
-        self._scale = ScaleApi(db, scales, clock_ms)
+        self._scale = ScaleApi(db, scales, clock_ms, publisher.refresh)
         self._status = StatusApi(db, status, clock_ms)
         self._tokens = TokensApi(db, clock_ms, on_token_revoked)
 

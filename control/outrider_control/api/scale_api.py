@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from sqlalchemy import Connection
@@ -44,12 +44,15 @@ class Scales(Protocol):
 
 
 class ScaleApi:
-    """`scales` is the loop."""
+    """`scales` is the loop; `refresh` has it know all that is in the store (`Publisher.refresh`)."""
 
-    def __init__(self, db: Database, scales: Scales, clock_ms: Callable[[], int]):
+    def __init__(
+        self, db: Database, scales: Scales, clock_ms: Callable[[], int], refresh: Callable[[], Awaitable[None]]
+    ):
         self._db = db
         self._scales = scales
         self._clock_ms = clock_ms
+        self._refresh = refresh
 
     async def list_all(self, _request: operator_pb2.ListScalesRequest) -> operator_pb2.ListScalesReply:
         """All agents' scale, in the order of their ids."""
@@ -60,6 +63,7 @@ class ScaleApi:
         """One agent's scale, its instances, and the last decisions with what they were taken from."""
         agent_id = requests.name(request.agent_id, "agent_id", required=True)
         limit = requests.number(request.limit, 0, MAX_DECISIONS, "limit") or DECISIONS
+        await self._catch_up(agent_id)
         with _known(agent_id):
             record = self._scales.record(agent_id)
             last, instances = self._scales.last(agent_id), self._scales.instances(agent_id)
@@ -90,6 +94,7 @@ class ScaleApi:
         """Leave the number of instances as it is."""
         why = requests.reason(request)
         agent_id = requests.name(request.agent_id, "agent_id", required=True)
+        await self._catch_up(agent_id)
         with _known(agent_id):
             return await self._scales.pause(agent_id, current_caller().name, why)
 
@@ -97,8 +102,16 @@ class ScaleApi:
         """Decide again."""
         why = requests.reason(request)
         agent_id = requests.name(request.agent_id, "agent_id", required=True)
+        await self._catch_up(agent_id)
         with _known(agent_id):
             return await self._scales.resume(agent_id, current_caller().name, why)
+
+    async def _catch_up(self, agent_id: str) -> None:
+        """An agent that was applied a moment ago may not be with the loop yet."""
+        try:
+            self._scales.record(agent_id)
+        except KeyError:
+            await self._refresh()
 
 
 @contextlib.contextmanager

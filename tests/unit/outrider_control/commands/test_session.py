@@ -171,7 +171,9 @@ def test_ctrl_c_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def command_line(*arguments: str, **environment: str) -> tuple[list[str], dict[str, str]]:
-    code = f"import sys; from outrider_control.commands.{arguments[0]} import main; sys.exit(main(sys.argv[1:]))"
+    # Where the tests are a shell's background job Ctrl-C is ignored, and would be here too.
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += f"from outrider_control.commands.{arguments[0]} import main; sys.exit(main(sys.argv[1:]))"
     path = os.pathsep.join(str(ROOT / name) for name in ("protos", "control", "sidecar"))
     return [sys.executable, "-c", code, *arguments[1:]], {**os.environ, "PYTHONPATH": path, **environment}
 
@@ -181,7 +183,11 @@ def test_ctrl_c_ends_watching_on_a_terminal(server: OperatorServer) -> None:
     line, environment = command_line("watch", "--control", server.address, TERM="xterm")
     ours, theirs = pty.openpty()
     try:
-        with subprocess.Popen(line, env=environment, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE) as process:
+        with (
+            subprocess.Popen(line, env=environment, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE) as process,
+            contextlib.ExitStack() as failed,
+        ):
+            failed.callback(process.kill)  # else it would be waited for
             assert process.stderr is not None
             os.close(theirs)
             shown = b""
