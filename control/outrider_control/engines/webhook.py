@@ -1,8 +1,9 @@
 """Has somebody else run the instances: tells a URL how many there are to be.
 
 Always holds: that a number was taken on proves nothing: `instances` is what `instances_url` says now, and without it
-what has registered. The same number is asked for under the same `idempotency-key`, and numbers of one agent in the
-order they were decided in. A refusal (4xx) is not asked again before the number, or the token, changes. Redirects are
+what has registered. One control plane asks for the same number under the same `idempotency-key` (its successor under a
+new one: numbers are absolute, so asking again changes nothing), and for numbers of one agent in the order they were
+decided in. A refusal (4xx) is not asked again before the number, or the token, changes. Redirects are
 not followed, what is read is bounded, and whatever happens is an EngineError that repeats no credential.
 
 A receiver sees `POST {engine, agent_id, desired, ready, reason, at_ms, leaving, idempotency_key}`; any 2xx says that it
