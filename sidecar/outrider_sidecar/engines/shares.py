@@ -102,9 +102,11 @@ class Held:
 class Shares:
     """See the module. One a process."""
 
-    __slots__ = ("_by_key", "_helds", "_reported_at", "_touched", "hash_key", "new_share")
+    __slots__ = ("_by_key", "_helds", "_max_held", "_max_uses", "_reported_at", "_touched", "hash_key", "new_share")
 
-    def __init__(self, now: float):
+    def __init__(self, now: float, max_held: int = MAX_HELD, max_uses: int = MAX_USES):
+        self._max_held = max_held
+        self._max_uses = max_uses
         self.new_share = 1.0
         self.hash_key = b""  # empty: no control plane has been heard, and nothing is told
         self._helds: OrderedDict[tuple[str, str, bytes, str], Held] = OrderedDict()
@@ -134,7 +136,7 @@ class Shares:
         self._touched[held] = None
 
     def _insert(self, held: Held, now: float) -> None:
-        if len(self._helds) >= MAX_HELD:
+        if len(self._helds) >= self._max_held:
             self._forget(self._helds.popitem(False)[1], now)
         known = (held.agent_id, held.scope, held.name, held.unit)
         before = self._helds.get(known)
@@ -161,7 +163,7 @@ class Shares:
             return []
         self._reported_at = now
         told = []
-        for _ in range(min(len(self._touched), MAX_USES)):
+        for _ in range(min(len(self._touched), self._max_uses)):
             held = self._touched.popitem(False)[0]
             demand, held.demand = held.demand, 0.0
             if demand > 0.0:
@@ -192,7 +194,7 @@ class Shares:
     def give_back(self) -> list[Use]:
         """The last report of a process that ends: it needs no share of anything any more."""
         granted = [held for held in self._by_key.values() if not held.forgotten]
-        return [self._use(held, 0.0, 0.0) for held in granted[:MAX_USES]] if self.hash_key else []
+        return [self._use(held, 0.0, 0.0) for held in granted[: self._max_uses]] if self.hash_key else []
 
     # -- what is granted -------------------------------------------------------------------------------------------
 

@@ -7,15 +7,14 @@ from hashlib import blake2b
 
 import pytest
 
-from outrider_sidecar.engines import shares as engine
 from outrider_sidecar.engines.shares import IDLE_S, Granted, Held, Shares, Use
 
 NOW = 100.0
 KEY = b"k" * 32
 
 
-def made(new_share: float = 0.5, key: bytes = KEY) -> Shares:
-    shares = Shares(NOW)
+def made(new_share: float = 0.5, key: bytes = KEY, **bounds: int) -> Shares:
+    shares = Shares(NOW, **bounds)
     shares.take((), new_share, key, NOW)
     return shares
 
@@ -121,9 +120,8 @@ def test_what_is_asked_for_between_two_reports_is_not_idle() -> None:
     assert not held.forgotten
 
 
-def test_a_report_is_bounded_and_the_rest_is_told_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "MAX_USES", 10)
-    shares = made()
+def test_a_report_is_bounded_and_the_rest_is_told_next() -> None:
+    shares = made(max_uses=10)
     for number in range(25):
         shares.ask(user(shares, b"%d" % number), 1.0, NOW)
     told = [shares.uses(NOW + second) for second in range(1, 5)]
@@ -131,9 +129,8 @@ def test_a_report_is_bounded_and_the_rest_is_told_next(monkeypatch: pytest.Monke
     assert len({use.key for uses in told for use in uses}) == 25
 
 
-def test_memory_is_bounded_with_or_without_a_control_plane(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "MAX_HELD", 50)
-    for shares in (made(), Shares(NOW)):
+def test_memory_is_bounded_with_or_without_a_control_plane() -> None:
+    for shares in (made(max_held=50), Shares(NOW, max_held=50)):
         first = user(shares, b"first")
         shares.ask(first, 1.0, NOW)
         shares.uses(NOW + 1)
@@ -192,9 +189,8 @@ class Passing:
         self.configured.append((rate_per_s, burst_s, now))
 
 
-def test_whoever_passes_a_limit_is_told_of_every_other_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "MAX_HELD", 1)
-    shares = made()
+def test_whoever_passes_a_limit_is_told_of_every_other_share() -> None:
+    shares = made(max_held=1)
     held = user(shares)
     cell = Passing(held)
     shares.ask(held, 1.0, NOW)
