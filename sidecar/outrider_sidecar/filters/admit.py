@@ -19,6 +19,7 @@ from outrider.policy import LANES, Agent
 from outrider_http2.hpack import literal
 from outrider_sidecar.core import errors
 from outrider_sidecar.core.call import NORMAL, Call, Step
+from outrider_sidecar.core.degraded import mark
 from outrider_sidecar.core.runtime import AgentState, Runtime
 from outrider_sidecar.engines.degradation import Ladder
 from outrider_sidecar.engines.gradient import Gradient2
@@ -157,7 +158,7 @@ class Admission:
             self._shed(call, lane, self._why_full())
             return
         if lane < len(_SHEDDING) and self._state.ladder.takes(_SHEDDING[lane]):
-            _degrade(call, _SHEDDING[lane])
+            mark(call, _SHEDDING[lane])
             self._shed(call, lane, f"sheds calls of lane {LANES[lane]} while it is overloaded (degradation.steps)")
             return
         tenant = call.value(b"x-tenant-id")
@@ -411,12 +412,6 @@ class _GiveUp:
 
     def fire(self) -> None:
         self._admission.give_up(self._waiter)
-
-
-def _degrade(call: Call, step: str) -> None:
-    if call.degraded is None:
-        call.degraded = []
-    call.degraded.append(step)
 
 
 def build(agent: Agent, state: AgentState, runtime: Runtime) -> Step:
