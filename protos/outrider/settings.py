@@ -7,6 +7,7 @@ Deliberately not here: which fields a program has (its `config`), opening what i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +75,13 @@ def within(value: float, low: float, high: float, path: str) -> None:
     """A number is between two bounds."""
     if not low <= value <= high:
         raise PolicyError(path, f"{value} is not between {low} and {high}")
+
+
+def whole_number(fields: Mapping[str, Any], name: str, path: str, default: int, low: int, high: int) -> int:
+    """The whole number under a name of the section at `path`; PolicyError unless low <= number <= high."""
+    if name not in fields:
+        return default
+    at = tree.join(path, name)
+    value: int = tree.scalar(int, fields[name], at)
+    within(value, low, high, at)
+    return value

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from outrider import tree
 from outrider.address import Address, is_host
 from outrider.policy import PolicyError
-from outrider.settings import check_file, file_path, within
+from outrider.settings import check_file, file_path, whole_number
 
 ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # where kubelet puts a pod's service account
 
@@ -85,11 +85,11 @@ def settings(data: Any, path: str, folder: Path, environ: Mapping[str, str] = os
         server=_inside_server(environ, path) if inside else _server(fields["server"], tree.join(path, "server")),
         token_file=_file(fields, "token_file", path, folder, ACCOUNT / "token", inside),
         ca_file=_file(fields, "ca_file", path, folder, ACCOUNT / "ca.crt", inside),
-        timeout_ms=_number(fields, "timeout_ms", path, 5_000, 100, 60_000),
+        timeout_ms=whole_number(fields, "timeout_ms", path, 5_000, 100, 60_000),
         pod_deletion_cost=tree.scalar(
             bool, fields.get("pod_deletion_cost", True), tree.join(path, "pod_deletion_cost")
         ),
-        yield_s=_number(fields, "yield_s", path, 300, 1, _DAY_S),
+        yield_s=whole_number(fields, "yield_s", path, 300, 1, _DAY_S),
     )
     kinds = {one.kind == STATEFUL_SET for one in found.deployments.values()}
     if found.pod_deletion_cost and len(kinds) > 1:
@@ -109,7 +109,7 @@ def _deployments(fields: Mapping[str, Any], path: str) -> Mapping[str, Workload]
     namespace = fields.get("namespace")
     if namespace is not None:
         _named(_LABEL, namespace, tree.join(path, "namespace"))
-    port = _number(fields, "port", path, 0, 1, 65_535)
+    port = whole_number(fields, "port", path, 0, 1, 65_535)
     workloads: dict[str, Workload] = {}
     owners: dict[tuple[str, str, str], str] = {}
     for agent, one in given.items():
@@ -140,7 +140,7 @@ def _workload(data: Any, path: str, namespace: str | None, port: int) -> Workloa
         kind=kind,
         name=_named(_SUBDOMAIN, fields["name"], tree.join(path, "name")),
         namespace=_named(_LABEL, home, tree.join(path, "namespace")),
-        port=_number(fields, "port", path, port, 1, 65_535),
+        port=whole_number(fields, "port", path, port, 1, 65_535),
     )
 
 
@@ -149,15 +149,6 @@ def _named(pattern: re.Pattern[str], value: Any, path: str) -> str:
     if not pattern.fullmatch(text):
         raise PolicyError(path, f"{tree.show(text)} is no name in Kubernetes: small letters, digits and `-`")
     return text
-
-
-def _number(fields: Mapping[str, Any], name: str, path: str, default: int, low: int, high: int) -> int:
-    if name not in fields:
-        return default
-    at = tree.join(path, name)
-    value = tree.scalar(int, fields[name], at)
-    within(value, low, high, at)
-    return value
 
 
 def _file(fields: Mapping[str, Any], name: str, path: str, folder: Path, default: Path, needed: bool) -> Path | None:

@@ -22,7 +22,7 @@ from typing import Any, Final
 from outrider import tree
 from outrider.address import Address, is_host
 from outrider.policy import PolicyError
-from outrider.settings import file_path, within
+from outrider.settings import file_path, whole_number, within
 
 MAX_INSTANCES: Final = 1_000  # of one engine
 
@@ -109,8 +109,8 @@ def settings(data: Any, path: str, folder: Path) -> LocalSettings:
         state_dir=state_dir,
         log_dir=_folder(fields, "log_dir", path, folder, state_dir / "logs"),
         stop_on_exit=tree.scalar(bool, fields.get("stop_on_exit", False), tree.join(path, "stop_on_exit")),
-        booting=_number(fields, "booting", path, 0, 0, MAX_INSTANCES),
-        log_bytes=_number(fields, "log_bytes", path, 1_000_000, 4_096, 1_000_000_000),
+        booting=whole_number(fields, "booting", path, 0, 0, MAX_INSTANCES),
+        log_bytes=whole_number(fields, "log_bytes", path, 1_000_000, 4_096, 1_000_000_000),
     )
 
 
@@ -138,7 +138,7 @@ def _agents(data: Any, path: str, folder: Path) -> Mapping[str, LocalAgent]:
 
 def _agent(data: Any, path: str, folder: Path) -> LocalAgent:
     fields = tree.section(data, path, _AGENT_FIELDS)
-    capacity = _number(fields, "capacity", path, 0, 1, 1_000_000)
+    capacity = whole_number(fields, "capacity", path, 0, 1, 1_000_000)
     cwd = _folder(fields, "cwd", path, folder, folder)
     if not cwd.is_dir():
         raise PolicyError(tree.join(path, "cwd"), f"{str(cwd)!r} is not a folder")
@@ -154,7 +154,7 @@ def _agent(data: Any, path: str, folder: Path) -> LocalAgent:
         ports=_ports(fields["ports"], tree.join(path, "ports")) if "ports" in fields else None,
         host=_host(fields.get("host", "127.0.0.1"), tree.join(path, "host")),
         check_s=_check_s(fields, path),
-        unhealthy_after=_number(fields, "unhealthy_after", path, 3, 1, 100),
+        unhealthy_after=whole_number(fields, "unhealthy_after", path, 3, 1, 100),
     )
 
 
@@ -249,15 +249,6 @@ def _seconds(fields: Mapping[str, Any], name: str, path: str, default: float, lo
     at = tree.join(path, name)
     value = tree.scalar(float, fields.get(name, default), at)
     within(value, low, _DAY_S, at)
-    return value
-
-
-def _number(fields: Mapping[str, Any], name: str, path: str, default: int, low: int, high: int) -> int:
-    if name not in fields:
-        return default
-    at = tree.join(path, name)
-    value = tree.scalar(int, fields[name], at)
-    within(value, low, high, at)
     return value
 
 
