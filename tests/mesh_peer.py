@@ -106,6 +106,7 @@ class MeshPeer(mesh_pb2_grpc.MeshServicer):
     async def _read(self, watch: Watch, requests: Any) -> None:
         async for request in requests:
             watch.said.append(request)
+        watch.out.put_nowait(None)  # the sidecar says no more: the call ends here as well
 
     def full(self, hello: mesh_pb2.Hello) -> mesh_pb2.WatchResponse:
         held = {(int(one.kind), one.name): one.version for one in hello.held}

@@ -31,7 +31,7 @@ class Ended(Exception):
 
 
 class MessageStream(Handler):
-    """`send` messages, `receive` messages, `close` at the end. Lives on one loop."""
+    """`send` messages, `receive` messages, `finish` or `close` at the end. Lives on one loop."""
 
     def __init__(self, conn: ClientConnection, head: Head, max_message_bytes: int):
         self._max_message_bytes = max_message_bytes
@@ -64,8 +64,13 @@ class MessageStream(Handler):
         self._waiting_bytes -= len(message)
         return message
 
+    def finish(self) -> None:
+        """Say that nothing more is sent: the peer reads what was sent, then ends the call."""
+        if self.ended is None:
+            self._stream.send_data(b"", True)
+
     def close(self) -> None:
-        """End the call from our side, at once."""
+        """End the call from our side, at once: the peer may drop what it has not read."""
         if self.ended is None:
             self._end(errors.CANCELLED, "")
             self._stream.reset(frames.CANCEL)

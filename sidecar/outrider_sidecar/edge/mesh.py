@@ -80,6 +80,7 @@ class MeshLink:
         self._reporting: asyncio.Task[None] | None = None
         self._welcome = mesh_codec.Welcome()
         self._greeted = False  # the session under way has had its first message
+        self._closing = False
         self._connected_at = 0.0
         self.last_error = ""
         self.sessions = 0  # control planes that said a first message
@@ -90,15 +91,22 @@ class MeshLink:
         self._task = self._reactor.loop.create_task(self._run(), name="mesh link")
 
     async def close(self) -> None:
-        """Give back what is held of limits over the fleet, and end the stream."""
-        if self._rates is not None and self._stream is not None and not self._stream.stalled:
-            uses = self._rates.give_back()
-            if uses:
-                self._stream.send(mesh_codec.load((), int(self._wall_clock() * 1e3), self._spans_dropped(), uses))
-                await asyncio.sleep(0)
+        """Give back what is held of limits over the fleet, and end the stream; takes a second at most."""
+        self._closing = True
         if self._task is not None:
+            if self._gave_back():  # a stream that is reset takes with it what its peer has not read: have it ended there
+                await asyncio.wait([self._task], timeout=WITHDRAW_S)
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+
+    def _gave_back(self) -> bool:
+        stream = self._stream
+        uses = self._rates.give_back() if self._rates is not None and stream is not None and not stream.stalled else ()
+        if stream is None or not uses:
+            return False
+        stream.send(mesh_codec.load((), int(self._wall_clock() * 1e3), self._spans_dropped(), uses))
+        stream.finish()
+        return True
 
     def woke(self) -> None:
         """An idle agent has a call: report it now, not at the next turn of the clock."""
@@ -130,6 +138,8 @@ class MeshLink:
             at = self._plane.current
             self._greeted = False
             reason = await self._session_ended(at)
+            if self._closing:
+                return
             self._say_lost(at, reason)
             self._plane.move_on(at)
             # One that greets and hangs up is no better than a silent one: two of them would be asked in turns for ever.
