@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import grpc
 import grpc.aio
 
+from outrider import compression, feedback
+from outrider.compression import CompressAsked, Compressed
 from outrider.fanout import Budget
+from outrider.feedback import FeedbackOutcome, Said
 from outrider.identity import Caller, Identity, Request
 from outrider.many import AsyncMany, Many
 from outrider.reply import CallInfo, IncompleteReply, Metadata, OutriderError, Reply, error_of, info_of
-from outrider.v1 import agent_pb2, agent_pb2_grpc
+from outrider.v1 import agent_pb2, agent_pb2_grpc, sidecar_pb2_grpc
 
 DEFAULT_TARGET = "127.0.0.1:7600"
 DEFAULT_TIMEOUT_S = 120.0
@@ -122,6 +125,7 @@ class Outrider:
         else:
             self.channel = grpc.secure_channel(target, credentials, _OPTIONS)
         self._stub: Any = agent_pb2_grpc.AgentStub(self.channel)
+        self._sidecar: Any = sidecar_pb2_grpc.SidecarStub(self.channel)
 
     def invoke(
         self, request: Request, *, timeout_s: float | None = None, cache_control: str = "", metadata: Metadata = ()
@@ -169,6 +173,55 @@ class Outrider:
 
         return Many(len(prepared), start, read, self._timeout_s if timeout_s is None else timeout_s, budget, in_order)
 
+    def collect_feedback(
+        self, call: feedback.Call, *, timeout_s: float | None = None, metadata: Metadata = (), **said: Unpack[Said]
+    ) -> FeedbackOutcome:
+        """Say something of a call: of a Reply, of its CallInfo, or of a call id; for a trace, of "" with `trace_id`.
+
+        Returns once it cannot be lost; the sidecar waits up to a second for more of it. InvalidRequest: it is wrong.
+        """
+        message, pairs = feedback.request_of(call, said)
+        sent = self._sidecar.CollectFeedback.future(
+            message, timeout=self._timeout_s if timeout_s is None else timeout_s, metadata=[*pairs, *metadata]
+        )
+        return feedback.outcome_of(self._answer(sent))
+
+    def optimize_token_usage(
+        self,
+        messages: Sequence[agent_pb2.Message] = (),
+        context: Sequence[agent_pb2.ContextBlock] = (),
+        *,
+        timeout_s: float | None = None,
+        metadata: Metadata = (),
+        **asked: Unpack[CompressAsked],
+    ) -> Compressed:
+        """The same conversation and material in fewer tokens; nobody is called for it."""
+        message, pairs = compression.request_of(self._caller, messages, context, asked)
+        sent = self._sidecar.Compress.future(
+            message, timeout=self._timeout_s if timeout_s is None else timeout_s, metadata=[*pairs, *metadata]
+        )
+        return compression.compressed_of(self._answer(sent))
+
+    def fetch_original(
+        self, handle: str, *, tenant_id: str = "", timeout_s: float | None = None, metadata: Metadata = ()
+    ) -> bytes:
+        """What a block was before it was compressed with loss. NotFound: it is not kept any more, or not there."""
+        message, pairs = compression.handle_request_of(self._caller, handle, tenant_id)
+        sent = self._sidecar.FetchOriginal.future(
+            message, timeout=self._timeout_s if timeout_s is None else timeout_s, metadata=[*pairs, *metadata]
+        )
+        return self._answer(sent).original
+
+    def _answer(self, sent: Any) -> Any:
+        try:
+            return sent.result()
+        except (grpc.RpcError, grpc.FutureCancelledError) as error:
+            info = info_of(sent.initial_metadata(), sent.trailing_metadata())
+            raise error_of(sent.code(), sent.details(), info) from error
+        except BaseException:
+            sent.cancel()  # Ctrl-C while waiting
+            raise
+
     def _reply(self, call: Any, message: agent_pb2.InvokeRequest) -> Reply:
         try:
             answer = call.result()
@@ -213,6 +266,7 @@ class AsyncOutrider:
         else:
             self.channel = grpc.aio.secure_channel(target, credentials, _OPTIONS)
         self._stub: Any = agent_pb2_grpc.AgentStub(self.channel)
+        self._sidecar: Any = sidecar_pb2_grpc.SidecarStub(self.channel)
 
     async def invoke(
         self, request: Request, *, timeout_s: float | None = None, cache_control: str = "", metadata: Metadata = ()
@@ -249,6 +303,54 @@ class AsyncOutrider:
 
         return AsyncMany(len(prepared), start, self._timeout_s if timeout_s is None else timeout_s, budget, in_order)
 
+    async def collect_feedback(
+        self, call: feedback.Call, *, timeout_s: float | None = None, metadata: Metadata = (), **said: Unpack[Said]
+    ) -> FeedbackOutcome:
+        """Say something of a call: of a Reply, of its CallInfo, or of a call id; for a trace, of "" with `trace_id`.
+
+        Returns once it cannot be lost; the sidecar waits up to a second for more of it. InvalidRequest: it is wrong.
+        """
+        message, pairs = feedback.request_of(call, said)
+        timeout = self._timeout_s if timeout_s is None else timeout_s
+        try:
+            reply = await self._sidecar.CollectFeedback(message, timeout=timeout, metadata=[*pairs, *metadata])
+        except grpc.aio.AioRpcError as error:
+            info = info_of(error.initial_metadata(), error.trailing_metadata())
+            raise error_of(error.code(), error.details(), info) from error
+        return feedback.outcome_of(reply)
+
+    async def optimize_token_usage(
+        self,
+        messages: Sequence[agent_pb2.Message] = (),
+        context: Sequence[agent_pb2.ContextBlock] = (),
+        *,
+        timeout_s: float | None = None,
+        metadata: Metadata = (),
+        **asked: Unpack[CompressAsked],
+    ) -> Compressed:
+        """The same conversation and material in fewer tokens; nobody is called for it."""
+        message, pairs = compression.request_of(self._caller, messages, context, asked)
+        timeout = self._timeout_s if timeout_s is None else timeout_s
+        try:
+            reply = await self._sidecar.Compress(message, timeout=timeout, metadata=[*pairs, *metadata])
+        except grpc.aio.AioRpcError as error:
+            info = info_of(error.initial_metadata(), error.trailing_metadata())
+            raise error_of(error.code(), error.details(), info) from error
+        return compression.compressed_of(reply)
+
+    async def fetch_original(
+        self, handle: str, *, tenant_id: str = "", timeout_s: float | None = None, metadata: Metadata = ()
+    ) -> bytes:
+        """What a block was before it was compressed with loss. NotFound: it is not kept any more, or not there."""
+        message, pairs = compression.handle_request_of(self._caller, handle, tenant_id)
+        timeout = self._timeout_s if timeout_s is None else timeout_s
+        try:
+            reply = await self._sidecar.FetchOriginal(message, timeout=timeout, metadata=[*pairs, *metadata])
+        except grpc.aio.AioRpcError as error:
+            info = info_of(error.initial_metadata(), error.trailing_metadata())
+            raise error_of(error.code(), error.details(), info) from error
+        return reply.original
+
     async def _invoke(
         self, message: agent_pb2.InvokeRequest, pairs: Sequence[tuple[str, str | bytes]], timeout_s: float | None
     ) -> Reply:
@@ -280,4 +382,4 @@ def _end(caller: Caller, message: agent_pb2.InvokeRequest, info: CallInfo, finis
         raise IncompleteReply(grpc.StatusCode.DATA_LOSS, reason, info)
 
 
-__all__ = ["AsyncOutrider", "AsyncStream", "Budget", "Outrider", "OutriderError", "Reply", "Stream"]
+__all__ = ["AsyncOutrider", "AsyncStream", "Budget", "FeedbackOutcome", "Outrider", "OutriderError", "Reply", "Stream"]

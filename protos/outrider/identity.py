@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 
@@ -60,12 +61,7 @@ class Caller:
             message.messages.add(role=agent_pb2.ROLE_USER).parts.add(text=request)
         else:
             message.CopyFrom(request)
-        pairs: list[tuple[str, str | bytes]] = []
-        for field, name in _FIELDS:
-            value = getattr(message, field) or getattr(self._identity, field)
-            if value:
-                setattr(message, field, value)
-                pairs.append((name, _sendable(value, field)))
+        pairs = self.identify(message)
         message.priority = message.priority or self._identity.priority
         if message.priority:
             pairs.append((reply.PRIORITY, priority_name(message.priority)))
@@ -76,6 +72,17 @@ class Caller:
         if variant and not any(name == reply.VARIANT for name, _ in given):
             pairs.append((reply.VARIANT, variant))
         return message, [*pairs, *given]
+
+    def identify(self, message: Any) -> list[tuple[str, str | bytes]]:
+        """Fill identity into those of its fields that the message has; the metadata that say the same."""
+        pairs: list[tuple[str, str | bytes]] = []
+        known = message.DESCRIPTOR.fields_by_name
+        for field, name in _FIELDS:
+            value = (getattr(message, field) or getattr(self._identity, field)) if field in known else ""
+            if value:
+                setattr(message, field, value)
+                pairs.append((name, _sendable(value, field)))
+        return pairs
 
     def learn(self, message: agent_pb2.InvokeRequest, info: CallInfo) -> None:
         """Remember the variant that the session of this call was assigned."""

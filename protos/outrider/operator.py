@@ -2,7 +2,7 @@
 
 One method per RPC in snake_case, with the request's fields as arguments (`operator_requests` has them), and the names
 that agents' builders know: `configure_response_optimization`, `configure_auto_scaling`, `monitor_and_scale`,
-`get_dashboard_metrics`, `get_agent_health`, `stream_metrics`.
+`get_dashboard_metrics`, `get_agent_health`, `stream_metrics`, `create_ab_test`, `collect_feedback`.
 
 Always holds: a failed call raises an OperatorError; a read that nobody answers is asked of the next address, while a
 change is sent once, and only to a control plane that has just answered.
@@ -19,6 +19,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import grpc
 
+from outrider import experiment_requests as experiments
 from outrider import operator_requests as requests
 from outrider.control_channel import (
     DEFAULT_CONTROL,
@@ -32,8 +33,8 @@ from outrider.control_channel import (
 )
 from outrider.operator_async import AsyncOperator
 from outrider.operator_requests import CHANGES, Configuration, Request, configuration_of
+from outrider.v1 import experiment_pb2, operator_pb2_grpc
 from outrider.v1 import operator_pb2 as pb
-from outrider.v1 import operator_pb2_grpc
 
 _OPEN = Access()
 P = ParamSpec("P")
@@ -95,6 +96,29 @@ class Operator:
     configure_auto_scaling = _method(requests.configure_auto_scaling)
     pause_scaling = _method(requests.pause_scaling)
     resume_scaling = _method(requests.resume_scaling)
+    create_experiment = _method(experiments.create_experiment)
+    start_experiment = _method(experiments.start_experiment)
+    pause_experiment = _method(experiments.pause_experiment)
+    resume_experiment = _method(experiments.resume_experiment)
+    stop_experiment = _method(experiments.stop_experiment)
+    set_experiment_traffic = _method(experiments.set_experiment_traffic)
+    get_experiment = _method(experiments.get_experiment)
+    list_experiments = _method(experiments.list_experiments)
+    plan_experiment = _method(experiments.plan_experiment)
+    create_rollout = _method(experiments.create_rollout)
+    promote_rollout = _method(experiments.promote_rollout)
+    pause_rollout = _method(experiments.pause_rollout)
+    resume_rollout = _method(experiments.resume_rollout)
+    abort_rollout = _method(experiments.abort_rollout)
+    get_rollout = _method(experiments.get_rollout)
+    list_rollouts = _method(experiments.list_rollouts)
+    collect_feedback = _method(experiments.collect_feedback)
+    list_feedback = _method(experiments.list_feedback)
+    get_satisfaction = _method(experiments.get_satisfaction)
+    list_examples = _method(experiments.list_examples)
+    review_example = _method(experiments.review_example)
+    create_dataset = _method(experiments.create_dataset)
+    list_datasets = _method(experiments.list_datasets)
     get_cache_stats = _method(requests.get_cache_stats)
     purge_cache = _method(requests.purge_cache)
     get_status = _method(requests.get_status)
@@ -106,6 +130,7 @@ class Operator:
     # The names that agents' builders know, where they are none of the above.
     get_dashboard_metrics = _method(requests.get_overview)
     monitor_and_scale = _method(requests.explain_scale)
+    create_ab_test = _method(experiments.create_ab_test)
 
     def configure_response_optimization(self, agent_id: str, reason: str, **optimization: Any) -> pb.ApplyAgentsReply:
         """Change fields of an agent's `optimization` (`cache_enabled=True`, ...); all else stays as it is."""
@@ -116,17 +141,13 @@ class Operator:
         self, interval_ms: int = 0, since_ms: int = 0, agent_id: str = ""
     ) -> Generator[pb.Overview, None, None]:
         """Overviews until the iterator is closed or the control plane goes away (OperatorError)."""
-        request = requests.stream_metrics(interval_ms, since_ms, agent_id)
-        self._find_answering()
-        at = self._at
-        call = self._stub(at, request.method)(request.message, metadata=self._access.metadata)
-        try:
-            yield from call
-        except grpc.RpcError as error:
-            self._has_answered = False
-            raise operator_error(error, self.addresses[at]) from error
-        finally:
-            call.cancel()
+        return self._stream(requests.stream_metrics(interval_ms, since_ms, agent_id))
+
+    def export_dataset(
+        self, agent_id: str, version: int = 0, part: str = ""
+    ) -> Generator[experiment_pb2.DatasetChunk, None, None]:
+        """A dataset in pieces of whole JSON lines; the first one says which it is."""
+        return self._stream(experiments.export_dataset(agent_id, version, part))
 
     def close(self) -> None:
         """Close the connections; calls that are under way are cancelled."""
@@ -145,6 +166,18 @@ class Operator:
             self._find_answering()
             return self._try_one(self._at, request)
         return self._try_all(request)
+
+    def _stream(self, request: Request[T]) -> Generator[T, None, None]:
+        self._find_answering()
+        at = self._at
+        call = self._stub(at, request.method)(request.message, metadata=self._access.metadata)
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            self._has_answered = False
+            raise operator_error(error, self.addresses[at]) from error
+        finally:
+            call.cancel()
 
     def _find_answering(self) -> None:
         """What must not be sent twice goes to an address that has answered already."""

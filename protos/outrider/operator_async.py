@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import aclosing
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import grpc
 import grpc.aio
 
+from outrider import experiment_requests as experiments
 from outrider import operator_requests as requests
 from outrider.control_channel import (
     DEFAULT_CONTROL,
@@ -21,8 +23,8 @@ from outrider.control_channel import (
     parse_control,
 )
 from outrider.operator_requests import CHANGES, Request
+from outrider.v1 import experiment_pb2, operator_pb2_grpc
 from outrider.v1 import operator_pb2 as pb
-from outrider.v1 import operator_pb2_grpc
 
 _OPEN = Access()
 P = ParamSpec("P")
@@ -83,6 +85,29 @@ class AsyncOperator:
     configure_auto_scaling = _method(requests.configure_auto_scaling)
     pause_scaling = _method(requests.pause_scaling)
     resume_scaling = _method(requests.resume_scaling)
+    create_experiment = _method(experiments.create_experiment)
+    start_experiment = _method(experiments.start_experiment)
+    pause_experiment = _method(experiments.pause_experiment)
+    resume_experiment = _method(experiments.resume_experiment)
+    stop_experiment = _method(experiments.stop_experiment)
+    set_experiment_traffic = _method(experiments.set_experiment_traffic)
+    get_experiment = _method(experiments.get_experiment)
+    list_experiments = _method(experiments.list_experiments)
+    plan_experiment = _method(experiments.plan_experiment)
+    create_rollout = _method(experiments.create_rollout)
+    promote_rollout = _method(experiments.promote_rollout)
+    pause_rollout = _method(experiments.pause_rollout)
+    resume_rollout = _method(experiments.resume_rollout)
+    abort_rollout = _method(experiments.abort_rollout)
+    get_rollout = _method(experiments.get_rollout)
+    list_rollouts = _method(experiments.list_rollouts)
+    collect_feedback = _method(experiments.collect_feedback)
+    list_feedback = _method(experiments.list_feedback)
+    get_satisfaction = _method(experiments.get_satisfaction)
+    list_examples = _method(experiments.list_examples)
+    review_example = _method(experiments.review_example)
+    create_dataset = _method(experiments.create_dataset)
+    list_datasets = _method(experiments.list_datasets)
     get_cache_stats = _method(requests.get_cache_stats)
     purge_cache = _method(requests.purge_cache)
     get_status = _method(requests.get_status)
@@ -94,6 +119,7 @@ class AsyncOperator:
     # The names that agents' builders know, where they are none of the above.
     get_dashboard_metrics = _method(requests.get_overview)
     monitor_and_scale = _method(requests.explain_scale)
+    create_ab_test = _method(experiments.create_ab_test)
 
     async def configure_response_optimization(
         self, agent_id: str, reason: str, **optimization: Any
@@ -106,18 +132,17 @@ class AsyncOperator:
         self, interval_ms: int = 0, since_ms: int = 0, agent_id: str = ""
     ) -> AsyncGenerator[pb.Overview, None]:
         """Overviews until the iterator is closed or the control plane goes away (OperatorError)."""
-        request = requests.stream_metrics(interval_ms, since_ms, agent_id)
-        await self._find_answering()
-        at = self._at
-        call = self._stub(at, request.method)(request.message, metadata=self._access.metadata)
-        try:
-            async for overview in call:
+        async with aclosing(self._stream(requests.stream_metrics(interval_ms, since_ms, agent_id))) as stream:
+            async for overview in stream:
                 yield overview
-        except grpc.aio.AioRpcError as error:
-            self._has_answered = False
-            raise operator_error(error, self.addresses[at]) from error
-        finally:
-            call.cancel()
+
+    async def export_dataset(
+        self, agent_id: str, version: int = 0, part: str = ""
+    ) -> AsyncGenerator[experiment_pb2.DatasetChunk, None]:
+        """A dataset in pieces of whole JSON lines; the first one says which it is."""
+        async with aclosing(self._stream(experiments.export_dataset(agent_id, version, part))) as stream:
+            async for chunk in stream:
+                yield chunk
 
     async def close(self) -> None:
         """Close the connections; calls that are under way are cancelled."""
@@ -135,6 +160,19 @@ class AsyncOperator:
             await self._find_answering()
             return await self._try_one(self._at, request)
         return await self._try_all(request)
+
+    async def _stream(self, request: Request[T]) -> AsyncGenerator[T, None]:
+        await self._find_answering()
+        at = self._at
+        call = self._stub(at, request.method)(request.message, metadata=self._access.metadata)
+        try:
+            async for message in call:
+                yield message
+        except grpc.aio.AioRpcError as error:
+            self._has_answered = False
+            raise operator_error(error, self.addresses[at]) from error
+        finally:
+            call.cancel()
 
     async def _find_answering(self) -> None:
         """What must not be sent twice goes to an address that has answered already."""

@@ -1,7 +1,8 @@
 """The requests of the operator's API, made in one place for the blocking client and the asyncio one.
 
 One function per RPC, by its name in snake_case, with the request's fields as arguments: it gives the RPC's name, the
-message and, for type checkers, what the answer is.
+message and, for type checkers, what the answer is. Those about experiments, rollouts and feedback stand in
+`experiment_requests`.
 
 Always holds: what a caller does not say is not sent, so that the control plane's own defaults hold.
 
@@ -31,6 +32,19 @@ CHANGES = frozenset(
         "ConfigureAutoScaling",
         "PauseScaling",
         "ResumeScaling",
+        "CreateExperiment",
+        "StartExperiment",
+        "PauseExperiment",
+        "ResumeExperiment",
+        "StopExperiment",
+        "SetExperimentTraffic",
+        "CreateRollout",
+        "PromoteRollout",
+        "PauseRollout",
+        "ResumeRollout",
+        "AbortRollout",
+        "ReviewExample",
+        "CreateDataset",
         "PurgeCache",
         "CreateToken",
         "RevokeToken",

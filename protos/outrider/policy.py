@@ -1,7 +1,8 @@
 """The policy tree: what the mesh is told to do, as frozen plain data.
 
 Always holds: every value is immutable and compared by its fields, defaults are the documented ones, units stand last
-in a name (`_ms`, `_bytes`, ratios are plain fractions of 1). Standard library only, so that anything may import it.
+in a name (`_ms`, `_bytes`, ratios are plain fractions of 1). Nothing but the standard library and `split` is needed, so
+that anything may import it.
 
 Deliberately not here: reading and checking (`policy_parse`), protobuf (`codec`), live state (sidecar `Runtime`).
 """
@@ -12,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
+
+from outrider.split import Split
 
 STRATEGIES = (
     "peak_ewma",
@@ -25,6 +28,9 @@ CACHE_STRATEGIES = ("lru", "lfu")
 CACHE_SCOPES = ("user", "tenant")
 CACHE_REPLAYS = ("at_once", "paced")
 LANES = ("low", "normal", "high", "critical")  # of the queue, the least urgent first
+COMPRESSIONS = ("off", "lossless", "lossy")
+PROVIDERS = ("", "anthropic", "openai", "none")  # whose rules of prefix caching hold; empty: as the model's name says
+DROPPED = ("context", "tool_results", "messages")  # what may be left out for `compression.max_input_tokens`
 DEGRADATIONS = ("serve_stale", "trim_context", "cap_output", "hedge_off", "shed_low", "shed_normal", "shed_high")
 
 STATUSES = (  # gRPC status names in the order of their codes
@@ -233,6 +239,35 @@ class Optimization:
 
 
 @dataclass(frozen=True, slots=True)
+class Compression:
+    """How requests are made smaller, where `optimization.compression` is on. Prices are US dollars per million tokens;
+    0: from the table of the provider's ratios, relative to the input's."""
+
+    mode: str = "lossless"  # of COMPRESSIONS
+    provider: str = ""  # of PROVIDERS
+    model: str = ""  # whose vocabulary counts where a call names none
+    exact_tokens: bool = False  # count with the vocabulary (costs memory); else by a calibrated estimate
+    input_usd: float = 0.0
+    cache_read_usd: float = 0.0
+    cache_write_usd: float = 0.0
+    output_usd: float = 0.0
+    deny_tools: tuple[str, ...] = ()  # results of these tools are never touched
+    min_tokens: int = 64  # smaller blocks are left as they are
+    max_input_tokens: int = 0  # a budget for the whole request; 0: none
+    drop_first: tuple[str, ...] = ("context", "tool_results")  # of DROPPED, in this order, for the budget
+    lossy_ratio: float = 0.5  # of its tokens that a block selected from keeps
+    lossy_min_tokens: int = 1_000  # smaller blocks are not selected from
+    clear_after_tokens: int = 100_000  # old tool results are cleared from here on, where it pays
+    clear_keep: int = 3  # newest tool results that are never cleared
+    summary_agent: str = ""  # the agent that is asked for summaries at epochs; empty: none are made
+    handle_ttl_s: int = 3_600  # how long originals of lossy blocks are kept
+    handle_max_bytes: int = 16 * 1024 * 1024
+    max_steps: int = 2_000_000  # of work per request, about 5 ms: what is left then stays as it is
+    order_tools: bool = False  # tools may be put in the order of their names
+    order_json_keys: bool = False  # keys of JSON schemas of tools may be sorted
+
+
+@dataclass(frozen=True, slots=True)
 class Scaling:
     """How many instances an agent has."""
 
@@ -280,6 +315,7 @@ class Agent:
     rates: Rates = field(default_factory=Rates)
     degradation: Degradation = field(default_factory=Degradation)
     optimization: Optimization = field(default_factory=Optimization)
+    compression: Compression = field(default_factory=Compression)
     scaling: Scaling = field(default_factory=Scaling)
 
 
@@ -290,3 +326,4 @@ class Policy:
     agents: Mapping[str, Agent] = field(default_factory=_nothing)
     default_agent: str = ""
     version: str = ""
+    splits: Mapping[str, tuple[Split, ...]] = field(default_factory=_nothing)  # by agent

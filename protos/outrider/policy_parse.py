@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from outrider import policy, tree
+from outrider import policy, split_parse, tree
 from outrider.address import is_host, parse_address
 from outrider.policy import Agent, EndpointPolicy, Policy, PolicyError
 
@@ -40,9 +40,10 @@ def agent_from_mapping(data: Any, path: str, defaults: Agent | None = None) -> A
 
 
 def policy_from_mapping(data: Any, defaults: Agent | None = None) -> Policy:
-    """A whole policy from `{agents: [...], default_agent: ..., version: ...}`."""
+    """A whole policy from `{agents: [...], splits: [...], default_agent: ..., version: ...}`."""
     fields = tree.section(data, "", tree.field_types(Policy))
-    ready = {"agents": _agents(fields.get("agents", ()), defaults)}
+    agents = _agents(fields.get("agents", ()), defaults)
+    ready = {"agents": agents, "splits": split_parse.splits_from_items(fields.get("splits", ()), "splits", agents)}
     built = _TREE.build(Policy, fields, "", None, ready)
     _check_default_agent(built)
     return built
@@ -55,6 +56,11 @@ def validate(whole: Policy) -> None:
         if name != agent.agent_id:
             raise PolicyError(f"{path}.agent_id", f"{tree.show(agent.agent_id)} is kept under {tree.show(name)}")
         _check(agent, path)
+    for agent_id, splits in whole.splits.items():
+        path = f"splits[{agent_id}]"
+        if agent_id not in whole.agents:
+            raise PolicyError(path, f"{tree.show(agent_id)} is no agent; {tree.nearest(agent_id, list(whole.agents))}")
+        split_parse.check_splits(splits, agent_id, path)
     _check_default_agent(whole)
 
 
@@ -284,6 +290,25 @@ _RULES: Mapping[type, Mapping[str, Rule]] = {
         "cache_scope": _one_of(policy.CACHE_SCOPES),
         "cache_auth_claims": _each(_METADATA_NAME),
         "cache_replay": _one_of(policy.CACHE_REPLAYS),
+    },
+    policy.Compression: {
+        "mode": _one_of(policy.COMPRESSIONS),
+        "provider": lambda value: None if not value else _one_of(policy.PROVIDERS[1:])(value),
+        "input_usd": _within(0, 1_000_000),
+        "cache_read_usd": _within(0, 1_000_000),
+        "cache_write_usd": _within(0, 1_000_000),
+        "output_usd": _within(0, 1_000_000),
+        "min_tokens": _within(0, 1_000_000),
+        "max_input_tokens": _within(0, 1_000_000_000),
+        "drop_first": _each(_one_of(policy.DROPPED)),
+        "lossy_ratio": _within(0.01, 1),
+        "lossy_min_tokens": _within(0, 100_000_000),
+        "clear_after_tokens": _within(0, 1_000_000_000),
+        "clear_keep": _within(0, 10_000),
+        "summary_agent": lambda value: None if not value else _matches(_NAME, _NAME_TEXT)(value),
+        "handle_ttl_s": _within(0, _YEAR_S),
+        "handle_max_bytes": _within(0, 2**40),
+        "max_steps": _within(0, 1_000_000_000),
     },
     policy.Scaling: {
         "min_instances": _within(0, 10_000),

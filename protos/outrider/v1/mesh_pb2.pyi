@@ -16,6 +16,7 @@ import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
+import outrider.v1.feedback_pb2
 import outrider.v1.policy_pb2
 import sys
 import typing
@@ -43,6 +44,8 @@ class _ResourceKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     """Cache invalidation, one for the whole mesh; `name` is empty."""
     RESOURCE_KIND_MESH: _ResourceKind.ValueType  # 4
     """What concerns the mesh and no agent; `name` is empty."""
+    RESOURCE_KIND_SPLITS: _ResourceKind.ValueType  # 5
+    """How the calls of the agent `name` are divided among variants."""
 
 class ResourceKind(_ResourceKind, metaclass=_ResourceKindEnumTypeWrapper):
     """What a resource is."""
@@ -57,6 +60,8 @@ RESOURCE_KIND_EPOCHS: ResourceKind.ValueType  # 3
 """Cache invalidation, one for the whole mesh; `name` is empty."""
 RESOURCE_KIND_MESH: ResourceKind.ValueType  # 4
 """What concerns the mesh and no agent; `name` is empty."""
+RESOURCE_KIND_SPLITS: ResourceKind.ValueType  # 5
+"""How the calls of the agent `name` are divided among variants."""
 Global___ResourceKind: typing_extensions.TypeAlias = ResourceKind
 
 @typing.final
@@ -156,7 +161,7 @@ class Hello(google.protobuf.message.Message):
     """Whether its data path is compiled."""
     @property
     def capabilities(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """What this sidecar knows to do: "policy.v1", "endpoints.v1", "epochs.v1", "load.v1", "quotas.v1"."""
+        """What this sidecar knows to do: "policy.v1", "endpoints.v1", "epochs.v1", "load.v1", "quotas.v1", "splits.v1"."""
 
     @property
     def held(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ResourceVersion]:
@@ -756,6 +761,7 @@ class Resource(google.protobuf.message.Message):
     ENDPOINTS_FIELD_NUMBER: builtins.int
     EPOCHS_FIELD_NUMBER: builtins.int
     MESH_FIELD_NUMBER: builtins.int
+    SPLITS_FIELD_NUMBER: builtins.int
     @property
     def id(self) -> Global___ResourceVersion:
         """Kind, name and version."""
@@ -776,6 +782,10 @@ class Resource(google.protobuf.message.Message):
     def mesh(self) -> Global___MeshPolicy:
         """Of kind MESH."""
 
+    @property
+    def splits(self) -> Global___SplitSet:
+        """Of kind SPLITS."""
+
     def __init__(
         self,
         *,
@@ -784,10 +794,11 @@ class Resource(google.protobuf.message.Message):
         endpoints: Global___EndpointSet | None = ...,
         epochs: Global___Epochs | None = ...,
         mesh: Global___MeshPolicy | None = ...,
+        splits: Global___SplitSet | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["body", b"body", "endpoints", b"endpoints", "epochs", b"epochs", "id", b"id", "mesh", b"mesh", "policy", b"policy"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["body", b"body", "endpoints", b"endpoints", "epochs", b"epochs", "id", b"id", "mesh", b"mesh", "policy", b"policy"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["body", b"body"]) -> typing.Literal["policy", "endpoints", "epochs", "mesh"] | None: ...
+    def HasField(self, field_name: typing.Literal["body", b"body", "endpoints", b"endpoints", "epochs", b"epochs", "id", b"id", "mesh", b"mesh", "policy", b"policy", "splits", b"splits"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["body", b"body", "endpoints", b"endpoints", "epochs", b"epochs", "id", b"id", "mesh", b"mesh", "policy", b"policy", "splits", b"splits"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["body", b"body"]) -> typing.Literal["policy", "endpoints", "epochs", "mesh", "splits"] | None: ...
 
 Global___Resource: typing_extensions.TypeAlias = Resource
 
@@ -999,3 +1010,47 @@ class DeregisterReply(google.protobuf.message.Message):
     ) -> None: ...
 
 Global___DeregisterReply: typing_extensions.TypeAlias = DeregisterReply
+
+@typing.final
+class SplitSet(google.protobuf.message.Message):
+    """All splits of one agent."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SPLITS_FIELD_NUMBER: builtins.int
+    @property
+    def splits(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[outrider.v1.policy_pb2.SplitPolicy]:
+        """In order: where two say something of the same field, the later one wins."""
+
+    def __init__(
+        self,
+        *,
+        splits: collections.abc.Iterable[outrider.v1.policy_pb2.SplitPolicy] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["splits", b"splits"]) -> None: ...
+
+Global___SplitSet: typing_extensions.TypeAlias = SplitSet
+
+@typing.final
+class DeliverFeedbackRequest(google.protobuf.message.Message):
+    """Feedback from one sidecar."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: builtins.int
+    FEEDBACK_FIELD_NUMBER: builtins.int
+    instance_id: builtins.str
+    """The process that collected it, as `service.instance.id` of its spans."""
+    @property
+    def feedback(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[outrider.v1.feedback_pb2.Feedback]:
+        """In the order it came."""
+
+    def __init__(
+        self,
+        *,
+        instance_id: builtins.str = ...,
+        feedback: collections.abc.Iterable[outrider.v1.feedback_pb2.Feedback] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["feedback", b"feedback", "instance_id", b"instance_id"]) -> None: ...
+
+Global___DeliverFeedbackRequest: typing_extensions.TypeAlias = DeliverFeedbackRequest

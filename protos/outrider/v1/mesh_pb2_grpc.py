@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from outrider.v1 import feedback_pb2 as outrider_dot_v1_dot_feedback__pb2
 from outrider.v1 import mesh_pb2 as outrider_dot_v1_dot_mesh__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
@@ -55,6 +56,11 @@ class MeshStub(object):
                 request_serializer=outrider_dot_v1_dot_mesh__pb2.DeregisterRequest.SerializeToString,
                 response_deserializer=outrider_dot_v1_dot_mesh__pb2.DeregisterReply.FromString,
                 _registered_method=True)
+        self.DeliverFeedback = channel.unary_unary(
+                '/outrider.v1.Mesh/DeliverFeedback',
+                request_serializer=outrider_dot_v1_dot_mesh__pb2.DeliverFeedbackRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_feedback__pb2.CollectFeedbackReply.FromString,
+                _registered_method=True)
 
 
 class MeshServicer(object):
@@ -90,6 +96,13 @@ class MeshServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeliverFeedback(self, request, context):
+        """What callers said of their calls at this sidecar. Each item is taken once, however often it is sent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MeshServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -112,6 +125,11 @@ def add_MeshServicer_to_server(servicer, server):
                     servicer.Deregister,
                     request_deserializer=outrider_dot_v1_dot_mesh__pb2.DeregisterRequest.FromString,
                     response_serializer=outrider_dot_v1_dot_mesh__pb2.DeregisterReply.SerializeToString,
+            ),
+            'DeliverFeedback': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeliverFeedback,
+                    request_deserializer=outrider_dot_v1_dot_mesh__pb2.DeliverFeedbackRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_feedback__pb2.CollectFeedbackReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -223,6 +241,33 @@ class Mesh(object):
             '/outrider.v1.Mesh/Deregister',
             outrider_dot_v1_dot_mesh__pb2.DeregisterRequest.SerializeToString,
             outrider_dot_v1_dot_mesh__pb2.DeregisterReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeliverFeedback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.Mesh/DeliverFeedback',
+            outrider_dot_v1_dot_mesh__pb2.DeliverFeedbackRequest.SerializeToString,
+            outrider_dot_v1_dot_feedback__pb2.CollectFeedbackReply.FromString,
             options,
             channel_credentials,
             insecure,

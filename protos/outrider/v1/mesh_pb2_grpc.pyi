@@ -14,6 +14,7 @@ import abc
 import collections.abc
 import grpc
 import grpc.aio
+import outrider.v1.feedback_pb2
 import outrider.v1.mesh_pb2
 import sys
 import typing
@@ -96,7 +97,23 @@ _MeshDeregisterType = typing_extensions.TypeVar(
     ],
 )
 
-class MeshStub(typing.Generic[_MeshWatchType, _MeshRegisterType, _MeshRenewType, _MeshDeregisterType]):
+_MeshDeliverFeedbackType = typing_extensions.TypeVar(
+    '_MeshDeliverFeedbackType',
+    grpc.UnaryUnaryMultiCallable[
+        outrider.v1.mesh_pb2.DeliverFeedbackRequest,
+        outrider.v1.feedback_pb2.CollectFeedbackReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.mesh_pb2.DeliverFeedbackRequest,
+        outrider.v1.feedback_pb2.CollectFeedbackReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        outrider.v1.mesh_pb2.DeliverFeedbackRequest,
+        outrider.v1.feedback_pb2.CollectFeedbackReply,
+    ],
+)
+
+class MeshStub(typing.Generic[_MeshWatchType, _MeshRegisterType, _MeshRenewType, _MeshDeregisterType, _MeshDeliverFeedbackType]):
     """What sidecars and agent instances call."""
 
     @typing.overload
@@ -116,6 +133,10 @@ class MeshStub(typing.Generic[_MeshWatchType, _MeshRegisterType, _MeshRenewType,
         grpc.UnaryUnaryMultiCallable[
             outrider.v1.mesh_pb2.DeregisterRequest,
             outrider.v1.mesh_pb2.DeregisterReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            outrider.v1.mesh_pb2.DeliverFeedbackRequest,
+            outrider.v1.feedback_pb2.CollectFeedbackReply,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -137,6 +158,10 @@ class MeshStub(typing.Generic[_MeshWatchType, _MeshRegisterType, _MeshRenewType,
             outrider.v1.mesh_pb2.DeregisterRequest,
             outrider.v1.mesh_pb2.DeregisterReply,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            outrider.v1.mesh_pb2.DeliverFeedbackRequest,
+            outrider.v1.feedback_pb2.CollectFeedbackReply,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     Watch: _MeshWatchType
@@ -152,6 +177,9 @@ class MeshStub(typing.Generic[_MeshWatchType, _MeshRegisterType, _MeshRenewType,
 
     Deregister: _MeshDeregisterType
     """Takes an endpoint away at once."""
+
+    DeliverFeedback: _MeshDeliverFeedbackType
+    """What callers said of their calls at this sidecar. Each item is taken once, however often it is sent."""
 
 MeshAsyncStub: typing_extensions.TypeAlias = MeshStub[
     grpc.aio.StreamStreamMultiCallable[
@@ -169,6 +197,10 @@ MeshAsyncStub: typing_extensions.TypeAlias = MeshStub[
     grpc.aio.UnaryUnaryMultiCallable[
         outrider.v1.mesh_pb2.DeregisterRequest,
         outrider.v1.mesh_pb2.DeregisterReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.mesh_pb2.DeliverFeedbackRequest,
+        outrider.v1.feedback_pb2.CollectFeedbackReply,
     ],
 ]
 
@@ -208,5 +240,13 @@ class MeshServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[outrider.v1.mesh_pb2.DeregisterReply, collections.abc.Awaitable[outrider.v1.mesh_pb2.DeregisterReply]]:
         """Takes an endpoint away at once."""
+
+    @abc.abstractmethod
+    def DeliverFeedback(
+        self,
+        request: outrider.v1.mesh_pb2.DeliverFeedbackRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[outrider.v1.feedback_pb2.CollectFeedbackReply, collections.abc.Awaitable[outrider.v1.feedback_pb2.CollectFeedbackReply]]:
+        """What callers said of their calls at this sidecar. Each item is taken once, however often it is sent."""
 
 def add_MeshServicer_to_server(servicer: MeshServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -3,6 +3,8 @@
 import grpc
 import warnings
 
+from outrider.v1 import experiment_pb2 as outrider_dot_v1_dot_experiment__pb2
+from outrider.v1 import feedback_pb2 as outrider_dot_v1_dot_feedback__pb2
 from outrider.v1 import operator_pb2 as outrider_dot_v1_dot_operator__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
@@ -149,6 +151,126 @@ class OperatorStub(object):
                 '/outrider.v1.Operator/ResumeScaling',
                 request_serializer=outrider_dot_v1_dot_operator__pb2.ResumeScalingRequest.SerializeToString,
                 response_deserializer=outrider_dot_v1_dot_operator__pb2.ScaleRecord.FromString,
+                _registered_method=True)
+        self.CreateExperiment = channel.unary_unary(
+                '/outrider.v1.Operator/CreateExperiment',
+                request_serializer=outrider_dot_v1_dot_experiment__pb2.CreateExperimentRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_experiment__pb2.ExperimentRecord.FromString,
+                _registered_method=True)
+        self.StartExperiment = channel.unary_unary(
+                '/outrider.v1.Operator/StartExperiment',
+                request_serializer=outrider_dot_v1_dot_experiment__pb2.ChangeExperimentRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_experiment__pb2.ExperimentRecord.FromString,
+                _registered_method=True)
+        self.PauseExperiment = channel.unary_unary(
+                '/outrider.v1.Operator/PauseExperiment',
+                request_serializer=outrider_dot_v1_dot_experiment__pb2.ChangeExperimentRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_experiment__pb2.ExperimentRecord.FromString,
+                _registered_method=True)
+        self.ResumeExperiment = channel.unary_unary(
+                '/outrider.v1.Operator/ResumeExperiment',
+                request_serializer=outrider_dot_v1_dot_experiment__pb2.ChangeExperimentRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_experiment__pb2.ExperimentRecord.FromString,
+                _registered_method=True)
+        self.StopExperiment = channel.unary_unary(
+                '/outrider.v1.Operator/StopExperiment',
+                request_serializer=outrider_dot_v1_dot_experiment__pb2.StopExperimentRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_experiment__pb2.ExperimentRecord.FromString,
+                _registered_method=True)
+        self.SetExperimentTraffic = channel.unary_unary(
+                '/outrider.v1.Operator/SetExperimentTraffic',
+                request_serializer=outrider_dot_v1_dot_experiment__pb2.SetExperimentTrafficRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_experiment__pb2.ExperimentRecord.FromString,
+                _registered_method=True)
+        self.GetExperiment = channel.unary_unary(
+                '/outrider.v1.Operator/GetExperiment',
+                request_serializer=outrider_dot_v1_dot_experiment__pb2.GetExperimentRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_experiment__pb2.ExperimentRecord.FromString,
+                _registered_method=True)
+        self.ListExperiments = channel.unary_unary(
+                '/outrider.v1.Operator/ListExperiments',
+                request_serializer=outrider_dot_v1_dot_experiment__pb2.ListExperimentsRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_experiment__pb2.ListExperimentsReply.FromString,
+                _registered_method=True)
+        self.PlanExperiment = channel.unary_unary(
+                '/outrider.v1.Operator/PlanExperiment',
+                request_serializer=outrider_dot_v1_dot_experiment__pb2.PlanExperimentRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_experiment__pb2.PlanExperimentReply.FromString,
+                _registered_method=True)
+        self.CreateRollout = channel.unary_unary(
+                '/outrider.v1.Operator/CreateRollout',
+                request_serializer=outrider_dot_v1_dot_experiment__pb2.CreateRolloutRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_experiment__pb2.RolloutRecord.FromString,
+                _registered_method=True)
+        self.PromoteRollout = channel.unary_unary(
+                '/outrider.v1.Operator/PromoteRollout',
+                request_serializer=outrider_dot_v1_dot_experiment__pb2.ChangeRolloutRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_experiment__pb2.RolloutRecord.FromString,
+                _registered_method=True)
+        self.PauseRollout = channel.unary_unary(
+                '/outrider.v1.Operator/PauseRollout',
+                request_serializer=outrider_dot_v1_dot_experiment__pb2.ChangeRolloutRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_experiment__pb2.RolloutRecord.FromString,
+                _registered_method=True)
+        self.ResumeRollout = channel.unary_unary(
+                '/outrider.v1.Operator/ResumeRollout',
+                request_serializer=outrider_dot_v1_dot_experiment__pb2.ChangeRolloutRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_experiment__pb2.RolloutRecord.FromString,
+                _registered_method=True)
+        self.AbortRollout = channel.unary_unary(
+                '/outrider.v1.Operator/AbortRollout',
+                request_serializer=outrider_dot_v1_dot_experiment__pb2.ChangeRolloutRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_experiment__pb2.RolloutRecord.FromString,
+                _registered_method=True)
+        self.GetRollout = channel.unary_unary(
+                '/outrider.v1.Operator/GetRollout',
+                request_serializer=outrider_dot_v1_dot_experiment__pb2.GetRolloutRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_experiment__pb2.RolloutRecord.FromString,
+                _registered_method=True)
+        self.ListRollouts = channel.unary_unary(
+                '/outrider.v1.Operator/ListRollouts',
+                request_serializer=outrider_dot_v1_dot_experiment__pb2.ListRolloutsRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_experiment__pb2.ListRolloutsReply.FromString,
+                _registered_method=True)
+        self.CollectFeedback = channel.unary_unary(
+                '/outrider.v1.Operator/CollectFeedback',
+                request_serializer=outrider_dot_v1_dot_feedback__pb2.CollectFeedbackRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_feedback__pb2.CollectFeedbackReply.FromString,
+                _registered_method=True)
+        self.ListFeedback = channel.unary_unary(
+                '/outrider.v1.Operator/ListFeedback',
+                request_serializer=outrider_dot_v1_dot_experiment__pb2.ListFeedbackRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_experiment__pb2.ListFeedbackReply.FromString,
+                _registered_method=True)
+        self.GetSatisfaction = channel.unary_unary(
+                '/outrider.v1.Operator/GetSatisfaction',
+                request_serializer=outrider_dot_v1_dot_experiment__pb2.GetSatisfactionRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_experiment__pb2.GetSatisfactionReply.FromString,
+                _registered_method=True)
+        self.ListExamples = channel.unary_unary(
+                '/outrider.v1.Operator/ListExamples',
+                request_serializer=outrider_dot_v1_dot_experiment__pb2.ListExamplesRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_experiment__pb2.ListExamplesReply.FromString,
+                _registered_method=True)
+        self.ReviewExample = channel.unary_unary(
+                '/outrider.v1.Operator/ReviewExample',
+                request_serializer=outrider_dot_v1_dot_experiment__pb2.ReviewExampleRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_experiment__pb2.Example.FromString,
+                _registered_method=True)
+        self.CreateDataset = channel.unary_unary(
+                '/outrider.v1.Operator/CreateDataset',
+                request_serializer=outrider_dot_v1_dot_experiment__pb2.CreateDatasetRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_experiment__pb2.Dataset.FromString,
+                _registered_method=True)
+        self.ListDatasets = channel.unary_unary(
+                '/outrider.v1.Operator/ListDatasets',
+                request_serializer=outrider_dot_v1_dot_experiment__pb2.ListDatasetsRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_experiment__pb2.ListDatasetsReply.FromString,
+                _registered_method=True)
+        self.ExportDataset = channel.unary_stream(
+                '/outrider.v1.Operator/ExportDataset',
+                request_serializer=outrider_dot_v1_dot_experiment__pb2.ExportDatasetRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_experiment__pb2.DatasetChunk.FromString,
                 _registered_method=True)
         self.GetCacheStats = channel.unary_unary(
                 '/outrider.v1.Operator/GetCacheStats',
@@ -352,6 +474,174 @@ class OperatorServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateExperiment(self, request, context):
+        """A new experiment, as a draft or begun.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartExperiment(self, request, context):
+        """Begins a draft: from now on units are assigned and counted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseExperiment(self, request, context):
+        """Assigns no new unit until it is resumed; who has a variant keeps it, and is counted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeExperiment(self, request, context):
+        """Goes on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StopExperiment(self, request, context):
+        """Ends it by hand.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetExperimentTraffic(self, request, context):
+        """Lets more units take part.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetExperiment(self, request, context):
+        """One experiment with its course.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListExperiments(self, request, context):
+        """All experiments.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PlanExperiment(self, request, context):
+        """How many units an experiment would need, and how long that takes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateRollout(self, request, context):
+        """Begins a rollout.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PromoteRollout(self, request, context):
+        """On to the next step, past a gate or a pause; with `full` to the end.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseRollout(self, request, context):
+        """Stays at its weight until it is resumed or promoted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeRollout(self, request, context):
+        """Goes on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AbortRollout(self, request, context):
+        """Everything back on the stable version, at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRollout(self, request, context):
+        """One rollout.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRollouts(self, request, context):
+        """All rollouts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CollectFeedback(self, request, context):
+        """Says something of calls that were made.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListFeedback(self, request, context):
+        """What was said.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSatisfaction(self, request, context):
+        """How content callers are, by agent and variant.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListExamples(self, request, context):
+        """Learning examples made of corrections and complaints.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReviewExample(self, request, context):
+        """Approves, edits or rejects one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateDataset(self, request, context):
+        """Freezes the approved examples of an agent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDatasets(self, request, context):
+        """All datasets.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportDataset(self, request, context):
+        """A dataset as JSONL.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetCacheStats(self, request, context):
         """What the caches of all sidecars do.
         """
@@ -518,6 +808,126 @@ def add_OperatorServicer_to_server(servicer, server):
                     servicer.ResumeScaling,
                     request_deserializer=outrider_dot_v1_dot_operator__pb2.ResumeScalingRequest.FromString,
                     response_serializer=outrider_dot_v1_dot_operator__pb2.ScaleRecord.SerializeToString,
+            ),
+            'CreateExperiment': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateExperiment,
+                    request_deserializer=outrider_dot_v1_dot_experiment__pb2.CreateExperimentRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_experiment__pb2.ExperimentRecord.SerializeToString,
+            ),
+            'StartExperiment': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartExperiment,
+                    request_deserializer=outrider_dot_v1_dot_experiment__pb2.ChangeExperimentRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_experiment__pb2.ExperimentRecord.SerializeToString,
+            ),
+            'PauseExperiment': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseExperiment,
+                    request_deserializer=outrider_dot_v1_dot_experiment__pb2.ChangeExperimentRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_experiment__pb2.ExperimentRecord.SerializeToString,
+            ),
+            'ResumeExperiment': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeExperiment,
+                    request_deserializer=outrider_dot_v1_dot_experiment__pb2.ChangeExperimentRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_experiment__pb2.ExperimentRecord.SerializeToString,
+            ),
+            'StopExperiment': grpc.unary_unary_rpc_method_handler(
+                    servicer.StopExperiment,
+                    request_deserializer=outrider_dot_v1_dot_experiment__pb2.StopExperimentRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_experiment__pb2.ExperimentRecord.SerializeToString,
+            ),
+            'SetExperimentTraffic': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetExperimentTraffic,
+                    request_deserializer=outrider_dot_v1_dot_experiment__pb2.SetExperimentTrafficRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_experiment__pb2.ExperimentRecord.SerializeToString,
+            ),
+            'GetExperiment': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetExperiment,
+                    request_deserializer=outrider_dot_v1_dot_experiment__pb2.GetExperimentRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_experiment__pb2.ExperimentRecord.SerializeToString,
+            ),
+            'ListExperiments': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListExperiments,
+                    request_deserializer=outrider_dot_v1_dot_experiment__pb2.ListExperimentsRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_experiment__pb2.ListExperimentsReply.SerializeToString,
+            ),
+            'PlanExperiment': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanExperiment,
+                    request_deserializer=outrider_dot_v1_dot_experiment__pb2.PlanExperimentRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_experiment__pb2.PlanExperimentReply.SerializeToString,
+            ),
+            'CreateRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateRollout,
+                    request_deserializer=outrider_dot_v1_dot_experiment__pb2.CreateRolloutRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_experiment__pb2.RolloutRecord.SerializeToString,
+            ),
+            'PromoteRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.PromoteRollout,
+                    request_deserializer=outrider_dot_v1_dot_experiment__pb2.ChangeRolloutRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_experiment__pb2.RolloutRecord.SerializeToString,
+            ),
+            'PauseRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseRollout,
+                    request_deserializer=outrider_dot_v1_dot_experiment__pb2.ChangeRolloutRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_experiment__pb2.RolloutRecord.SerializeToString,
+            ),
+            'ResumeRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeRollout,
+                    request_deserializer=outrider_dot_v1_dot_experiment__pb2.ChangeRolloutRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_experiment__pb2.RolloutRecord.SerializeToString,
+            ),
+            'AbortRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.AbortRollout,
+                    request_deserializer=outrider_dot_v1_dot_experiment__pb2.ChangeRolloutRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_experiment__pb2.RolloutRecord.SerializeToString,
+            ),
+            'GetRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRollout,
+                    request_deserializer=outrider_dot_v1_dot_experiment__pb2.GetRolloutRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_experiment__pb2.RolloutRecord.SerializeToString,
+            ),
+            'ListRollouts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRollouts,
+                    request_deserializer=outrider_dot_v1_dot_experiment__pb2.ListRolloutsRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_experiment__pb2.ListRolloutsReply.SerializeToString,
+            ),
+            'CollectFeedback': grpc.unary_unary_rpc_method_handler(
+                    servicer.CollectFeedback,
+                    request_deserializer=outrider_dot_v1_dot_feedback__pb2.CollectFeedbackRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_feedback__pb2.CollectFeedbackReply.SerializeToString,
+            ),
+            'ListFeedback': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFeedback,
+                    request_deserializer=outrider_dot_v1_dot_experiment__pb2.ListFeedbackRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_experiment__pb2.ListFeedbackReply.SerializeToString,
+            ),
+            'GetSatisfaction': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSatisfaction,
+                    request_deserializer=outrider_dot_v1_dot_experiment__pb2.GetSatisfactionRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_experiment__pb2.GetSatisfactionReply.SerializeToString,
+            ),
+            'ListExamples': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListExamples,
+                    request_deserializer=outrider_dot_v1_dot_experiment__pb2.ListExamplesRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_experiment__pb2.ListExamplesReply.SerializeToString,
+            ),
+            'ReviewExample': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReviewExample,
+                    request_deserializer=outrider_dot_v1_dot_experiment__pb2.ReviewExampleRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_experiment__pb2.Example.SerializeToString,
+            ),
+            'CreateDataset': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateDataset,
+                    request_deserializer=outrider_dot_v1_dot_experiment__pb2.CreateDatasetRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_experiment__pb2.Dataset.SerializeToString,
+            ),
+            'ListDatasets': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDatasets,
+                    request_deserializer=outrider_dot_v1_dot_experiment__pb2.ListDatasetsRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_experiment__pb2.ListDatasetsReply.SerializeToString,
+            ),
+            'ExportDataset': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportDataset,
+                    request_deserializer=outrider_dot_v1_dot_experiment__pb2.ExportDatasetRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_experiment__pb2.DatasetChunk.SerializeToString,
             ),
             'GetCacheStats': grpc.unary_unary_rpc_method_handler(
                     servicer.GetCacheStats,
@@ -1177,6 +1587,654 @@ class Operator(object):
             '/outrider.v1.Operator/ResumeScaling',
             outrider_dot_v1_dot_operator__pb2.ResumeScalingRequest.SerializeToString,
             outrider_dot_v1_dot_operator__pb2.ScaleRecord.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateExperiment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.Operator/CreateExperiment',
+            outrider_dot_v1_dot_experiment__pb2.CreateExperimentRequest.SerializeToString,
+            outrider_dot_v1_dot_experiment__pb2.ExperimentRecord.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartExperiment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.Operator/StartExperiment',
+            outrider_dot_v1_dot_experiment__pb2.ChangeExperimentRequest.SerializeToString,
+            outrider_dot_v1_dot_experiment__pb2.ExperimentRecord.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseExperiment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.Operator/PauseExperiment',
+            outrider_dot_v1_dot_experiment__pb2.ChangeExperimentRequest.SerializeToString,
+            outrider_dot_v1_dot_experiment__pb2.ExperimentRecord.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeExperiment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.Operator/ResumeExperiment',
+            outrider_dot_v1_dot_experiment__pb2.ChangeExperimentRequest.SerializeToString,
+            outrider_dot_v1_dot_experiment__pb2.ExperimentRecord.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StopExperiment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.Operator/StopExperiment',
+            outrider_dot_v1_dot_experiment__pb2.StopExperimentRequest.SerializeToString,
+            outrider_dot_v1_dot_experiment__pb2.ExperimentRecord.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetExperimentTraffic(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.Operator/SetExperimentTraffic',
+            outrider_dot_v1_dot_experiment__pb2.SetExperimentTrafficRequest.SerializeToString,
+            outrider_dot_v1_dot_experiment__pb2.ExperimentRecord.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetExperiment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.Operator/GetExperiment',
+            outrider_dot_v1_dot_experiment__pb2.GetExperimentRequest.SerializeToString,
+            outrider_dot_v1_dot_experiment__pb2.ExperimentRecord.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListExperiments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.Operator/ListExperiments',
+            outrider_dot_v1_dot_experiment__pb2.ListExperimentsRequest.SerializeToString,
+            outrider_dot_v1_dot_experiment__pb2.ListExperimentsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanExperiment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.Operator/PlanExperiment',
+            outrider_dot_v1_dot_experiment__pb2.PlanExperimentRequest.SerializeToString,
+            outrider_dot_v1_dot_experiment__pb2.PlanExperimentReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.Operator/CreateRollout',
+            outrider_dot_v1_dot_experiment__pb2.CreateRolloutRequest.SerializeToString,
+            outrider_dot_v1_dot_experiment__pb2.RolloutRecord.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PromoteRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.Operator/PromoteRollout',
+            outrider_dot_v1_dot_experiment__pb2.ChangeRolloutRequest.SerializeToString,
+            outrider_dot_v1_dot_experiment__pb2.RolloutRecord.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.Operator/PauseRollout',
+            outrider_dot_v1_dot_experiment__pb2.ChangeRolloutRequest.SerializeToString,
+            outrider_dot_v1_dot_experiment__pb2.RolloutRecord.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.Operator/ResumeRollout',
+            outrider_dot_v1_dot_experiment__pb2.ChangeRolloutRequest.SerializeToString,
+            outrider_dot_v1_dot_experiment__pb2.RolloutRecord.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AbortRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.Operator/AbortRollout',
+            outrider_dot_v1_dot_experiment__pb2.ChangeRolloutRequest.SerializeToString,
+            outrider_dot_v1_dot_experiment__pb2.RolloutRecord.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.Operator/GetRollout',
+            outrider_dot_v1_dot_experiment__pb2.GetRolloutRequest.SerializeToString,
+            outrider_dot_v1_dot_experiment__pb2.RolloutRecord.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRollouts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.Operator/ListRollouts',
+            outrider_dot_v1_dot_experiment__pb2.ListRolloutsRequest.SerializeToString,
+            outrider_dot_v1_dot_experiment__pb2.ListRolloutsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CollectFeedback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.Operator/CollectFeedback',
+            outrider_dot_v1_dot_feedback__pb2.CollectFeedbackRequest.SerializeToString,
+            outrider_dot_v1_dot_feedback__pb2.CollectFeedbackReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFeedback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.Operator/ListFeedback',
+            outrider_dot_v1_dot_experiment__pb2.ListFeedbackRequest.SerializeToString,
+            outrider_dot_v1_dot_experiment__pb2.ListFeedbackReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSatisfaction(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.Operator/GetSatisfaction',
+            outrider_dot_v1_dot_experiment__pb2.GetSatisfactionRequest.SerializeToString,
+            outrider_dot_v1_dot_experiment__pb2.GetSatisfactionReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListExamples(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.Operator/ListExamples',
+            outrider_dot_v1_dot_experiment__pb2.ListExamplesRequest.SerializeToString,
+            outrider_dot_v1_dot_experiment__pb2.ListExamplesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReviewExample(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.Operator/ReviewExample',
+            outrider_dot_v1_dot_experiment__pb2.ReviewExampleRequest.SerializeToString,
+            outrider_dot_v1_dot_experiment__pb2.Example.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateDataset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.Operator/CreateDataset',
+            outrider_dot_v1_dot_experiment__pb2.CreateDatasetRequest.SerializeToString,
+            outrider_dot_v1_dot_experiment__pb2.Dataset.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDatasets(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.Operator/ListDatasets',
+            outrider_dot_v1_dot_experiment__pb2.ListDatasetsRequest.SerializeToString,
+            outrider_dot_v1_dot_experiment__pb2.ListDatasetsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportDataset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/outrider.v1.Operator/ExportDataset',
+            outrider_dot_v1_dot_experiment__pb2.ExportDatasetRequest.SerializeToString,
+            outrider_dot_v1_dot_experiment__pb2.DatasetChunk.FromString,
             options,
             channel_credentials,
             insecure,

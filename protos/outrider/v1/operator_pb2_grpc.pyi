@@ -16,6 +16,8 @@ import abc
 import collections.abc
 import grpc
 import grpc.aio
+import outrider.v1.experiment_pb2
+import outrider.v1.feedback_pb2
 import outrider.v1.operator_pb2
 import sys
 import typing
@@ -402,6 +404,390 @@ _OperatorResumeScalingType = typing_extensions.TypeVar(
     ],
 )
 
+_OperatorCreateExperimentType = typing_extensions.TypeVar(
+    '_OperatorCreateExperimentType',
+    grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.CreateExperimentRequest,
+        outrider.v1.experiment_pb2.ExperimentRecord,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.CreateExperimentRequest,
+        outrider.v1.experiment_pb2.ExperimentRecord,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.CreateExperimentRequest,
+        outrider.v1.experiment_pb2.ExperimentRecord,
+    ],
+)
+
+_OperatorStartExperimentType = typing_extensions.TypeVar(
+    '_OperatorStartExperimentType',
+    grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ChangeExperimentRequest,
+        outrider.v1.experiment_pb2.ExperimentRecord,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ChangeExperimentRequest,
+        outrider.v1.experiment_pb2.ExperimentRecord,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ChangeExperimentRequest,
+        outrider.v1.experiment_pb2.ExperimentRecord,
+    ],
+)
+
+_OperatorPauseExperimentType = typing_extensions.TypeVar(
+    '_OperatorPauseExperimentType',
+    grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ChangeExperimentRequest,
+        outrider.v1.experiment_pb2.ExperimentRecord,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ChangeExperimentRequest,
+        outrider.v1.experiment_pb2.ExperimentRecord,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ChangeExperimentRequest,
+        outrider.v1.experiment_pb2.ExperimentRecord,
+    ],
+)
+
+_OperatorResumeExperimentType = typing_extensions.TypeVar(
+    '_OperatorResumeExperimentType',
+    grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ChangeExperimentRequest,
+        outrider.v1.experiment_pb2.ExperimentRecord,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ChangeExperimentRequest,
+        outrider.v1.experiment_pb2.ExperimentRecord,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ChangeExperimentRequest,
+        outrider.v1.experiment_pb2.ExperimentRecord,
+    ],
+)
+
+_OperatorStopExperimentType = typing_extensions.TypeVar(
+    '_OperatorStopExperimentType',
+    grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.StopExperimentRequest,
+        outrider.v1.experiment_pb2.ExperimentRecord,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.StopExperimentRequest,
+        outrider.v1.experiment_pb2.ExperimentRecord,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.StopExperimentRequest,
+        outrider.v1.experiment_pb2.ExperimentRecord,
+    ],
+)
+
+_OperatorSetExperimentTrafficType = typing_extensions.TypeVar(
+    '_OperatorSetExperimentTrafficType',
+    grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.SetExperimentTrafficRequest,
+        outrider.v1.experiment_pb2.ExperimentRecord,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.SetExperimentTrafficRequest,
+        outrider.v1.experiment_pb2.ExperimentRecord,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.SetExperimentTrafficRequest,
+        outrider.v1.experiment_pb2.ExperimentRecord,
+    ],
+)
+
+_OperatorGetExperimentType = typing_extensions.TypeVar(
+    '_OperatorGetExperimentType',
+    grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.GetExperimentRequest,
+        outrider.v1.experiment_pb2.ExperimentRecord,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.GetExperimentRequest,
+        outrider.v1.experiment_pb2.ExperimentRecord,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.GetExperimentRequest,
+        outrider.v1.experiment_pb2.ExperimentRecord,
+    ],
+)
+
+_OperatorListExperimentsType = typing_extensions.TypeVar(
+    '_OperatorListExperimentsType',
+    grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ListExperimentsRequest,
+        outrider.v1.experiment_pb2.ListExperimentsReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ListExperimentsRequest,
+        outrider.v1.experiment_pb2.ListExperimentsReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ListExperimentsRequest,
+        outrider.v1.experiment_pb2.ListExperimentsReply,
+    ],
+)
+
+_OperatorPlanExperimentType = typing_extensions.TypeVar(
+    '_OperatorPlanExperimentType',
+    grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.PlanExperimentRequest,
+        outrider.v1.experiment_pb2.PlanExperimentReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.PlanExperimentRequest,
+        outrider.v1.experiment_pb2.PlanExperimentReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.PlanExperimentRequest,
+        outrider.v1.experiment_pb2.PlanExperimentReply,
+    ],
+)
+
+_OperatorCreateRolloutType = typing_extensions.TypeVar(
+    '_OperatorCreateRolloutType',
+    grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.CreateRolloutRequest,
+        outrider.v1.experiment_pb2.RolloutRecord,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.CreateRolloutRequest,
+        outrider.v1.experiment_pb2.RolloutRecord,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.CreateRolloutRequest,
+        outrider.v1.experiment_pb2.RolloutRecord,
+    ],
+)
+
+_OperatorPromoteRolloutType = typing_extensions.TypeVar(
+    '_OperatorPromoteRolloutType',
+    grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ChangeRolloutRequest,
+        outrider.v1.experiment_pb2.RolloutRecord,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ChangeRolloutRequest,
+        outrider.v1.experiment_pb2.RolloutRecord,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ChangeRolloutRequest,
+        outrider.v1.experiment_pb2.RolloutRecord,
+    ],
+)
+
+_OperatorPauseRolloutType = typing_extensions.TypeVar(
+    '_OperatorPauseRolloutType',
+    grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ChangeRolloutRequest,
+        outrider.v1.experiment_pb2.RolloutRecord,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ChangeRolloutRequest,
+        outrider.v1.experiment_pb2.RolloutRecord,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ChangeRolloutRequest,
+        outrider.v1.experiment_pb2.RolloutRecord,
+    ],
+)
+
+_OperatorResumeRolloutType = typing_extensions.TypeVar(
+    '_OperatorResumeRolloutType',
+    grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ChangeRolloutRequest,
+        outrider.v1.experiment_pb2.RolloutRecord,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ChangeRolloutRequest,
+        outrider.v1.experiment_pb2.RolloutRecord,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ChangeRolloutRequest,
+        outrider.v1.experiment_pb2.RolloutRecord,
+    ],
+)
+
+_OperatorAbortRolloutType = typing_extensions.TypeVar(
+    '_OperatorAbortRolloutType',
+    grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ChangeRolloutRequest,
+        outrider.v1.experiment_pb2.RolloutRecord,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ChangeRolloutRequest,
+        outrider.v1.experiment_pb2.RolloutRecord,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ChangeRolloutRequest,
+        outrider.v1.experiment_pb2.RolloutRecord,
+    ],
+)
+
+_OperatorGetRolloutType = typing_extensions.TypeVar(
+    '_OperatorGetRolloutType',
+    grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.GetRolloutRequest,
+        outrider.v1.experiment_pb2.RolloutRecord,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.GetRolloutRequest,
+        outrider.v1.experiment_pb2.RolloutRecord,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.GetRolloutRequest,
+        outrider.v1.experiment_pb2.RolloutRecord,
+    ],
+)
+
+_OperatorListRolloutsType = typing_extensions.TypeVar(
+    '_OperatorListRolloutsType',
+    grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ListRolloutsRequest,
+        outrider.v1.experiment_pb2.ListRolloutsReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ListRolloutsRequest,
+        outrider.v1.experiment_pb2.ListRolloutsReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ListRolloutsRequest,
+        outrider.v1.experiment_pb2.ListRolloutsReply,
+    ],
+)
+
+_OperatorCollectFeedbackType = typing_extensions.TypeVar(
+    '_OperatorCollectFeedbackType',
+    grpc.UnaryUnaryMultiCallable[
+        outrider.v1.feedback_pb2.CollectFeedbackRequest,
+        outrider.v1.feedback_pb2.CollectFeedbackReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.feedback_pb2.CollectFeedbackRequest,
+        outrider.v1.feedback_pb2.CollectFeedbackReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        outrider.v1.feedback_pb2.CollectFeedbackRequest,
+        outrider.v1.feedback_pb2.CollectFeedbackReply,
+    ],
+)
+
+_OperatorListFeedbackType = typing_extensions.TypeVar(
+    '_OperatorListFeedbackType',
+    grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ListFeedbackRequest,
+        outrider.v1.experiment_pb2.ListFeedbackReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ListFeedbackRequest,
+        outrider.v1.experiment_pb2.ListFeedbackReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ListFeedbackRequest,
+        outrider.v1.experiment_pb2.ListFeedbackReply,
+    ],
+)
+
+_OperatorGetSatisfactionType = typing_extensions.TypeVar(
+    '_OperatorGetSatisfactionType',
+    grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.GetSatisfactionRequest,
+        outrider.v1.experiment_pb2.GetSatisfactionReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.GetSatisfactionRequest,
+        outrider.v1.experiment_pb2.GetSatisfactionReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.GetSatisfactionRequest,
+        outrider.v1.experiment_pb2.GetSatisfactionReply,
+    ],
+)
+
+_OperatorListExamplesType = typing_extensions.TypeVar(
+    '_OperatorListExamplesType',
+    grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ListExamplesRequest,
+        outrider.v1.experiment_pb2.ListExamplesReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ListExamplesRequest,
+        outrider.v1.experiment_pb2.ListExamplesReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ListExamplesRequest,
+        outrider.v1.experiment_pb2.ListExamplesReply,
+    ],
+)
+
+_OperatorReviewExampleType = typing_extensions.TypeVar(
+    '_OperatorReviewExampleType',
+    grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ReviewExampleRequest,
+        outrider.v1.experiment_pb2.Example,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ReviewExampleRequest,
+        outrider.v1.experiment_pb2.Example,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ReviewExampleRequest,
+        outrider.v1.experiment_pb2.Example,
+    ],
+)
+
+_OperatorCreateDatasetType = typing_extensions.TypeVar(
+    '_OperatorCreateDatasetType',
+    grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.CreateDatasetRequest,
+        outrider.v1.experiment_pb2.Dataset,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.CreateDatasetRequest,
+        outrider.v1.experiment_pb2.Dataset,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.CreateDatasetRequest,
+        outrider.v1.experiment_pb2.Dataset,
+    ],
+)
+
+_OperatorListDatasetsType = typing_extensions.TypeVar(
+    '_OperatorListDatasetsType',
+    grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ListDatasetsRequest,
+        outrider.v1.experiment_pb2.ListDatasetsReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ListDatasetsRequest,
+        outrider.v1.experiment_pb2.ListDatasetsReply,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ListDatasetsRequest,
+        outrider.v1.experiment_pb2.ListDatasetsReply,
+    ],
+)
+
+_OperatorExportDatasetType = typing_extensions.TypeVar(
+    '_OperatorExportDatasetType',
+    grpc.UnaryStreamMultiCallable[
+        outrider.v1.experiment_pb2.ExportDatasetRequest,
+        outrider.v1.experiment_pb2.DatasetChunk,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        outrider.v1.experiment_pb2.ExportDatasetRequest,
+        outrider.v1.experiment_pb2.DatasetChunk,
+    ],
+    default=grpc.UnaryStreamMultiCallable[
+        outrider.v1.experiment_pb2.ExportDatasetRequest,
+        outrider.v1.experiment_pb2.DatasetChunk,
+    ],
+)
+
 _OperatorGetCacheStatsType = typing_extensions.TypeVar(
     '_OperatorGetCacheStatsType',
     grpc.UnaryUnaryMultiCallable[
@@ -514,7 +900,7 @@ _OperatorRevokeTokenType = typing_extensions.TypeVar(
     ],
 )
 
-class OperatorStub(typing.Generic[_OperatorApplyAgentsType, _OperatorGetAgentType, _OperatorListAgentsType, _OperatorDeleteAgentsType, _OperatorListVersionsType, _OperatorRollbackAgentType, _OperatorDiffAgentType, _OperatorSetDefaultAgentType, _OperatorListEndpointsType, _OperatorListSidecarsType, _OperatorGetOverviewType, _OperatorGetAgentHealthType, _OperatorGetMetricsType, _OperatorStreamMetricsType, _OperatorListTracesType, _OperatorGetTraceType, _OperatorExplainTraceType, _OperatorListDecisionsType, _OperatorListScalesType, _OperatorExplainScaleType, _OperatorConfigureAutoScalingType, _OperatorPauseScalingType, _OperatorResumeScalingType, _OperatorGetCacheStatsType, _OperatorPurgeCacheType, _OperatorGetStatusType, _OperatorWhoAmIType, _OperatorCreateTokenType, _OperatorListTokensType, _OperatorRevokeTokenType]):
+class OperatorStub(typing.Generic[_OperatorApplyAgentsType, _OperatorGetAgentType, _OperatorListAgentsType, _OperatorDeleteAgentsType, _OperatorListVersionsType, _OperatorRollbackAgentType, _OperatorDiffAgentType, _OperatorSetDefaultAgentType, _OperatorListEndpointsType, _OperatorListSidecarsType, _OperatorGetOverviewType, _OperatorGetAgentHealthType, _OperatorGetMetricsType, _OperatorStreamMetricsType, _OperatorListTracesType, _OperatorGetTraceType, _OperatorExplainTraceType, _OperatorListDecisionsType, _OperatorListScalesType, _OperatorExplainScaleType, _OperatorConfigureAutoScalingType, _OperatorPauseScalingType, _OperatorResumeScalingType, _OperatorCreateExperimentType, _OperatorStartExperimentType, _OperatorPauseExperimentType, _OperatorResumeExperimentType, _OperatorStopExperimentType, _OperatorSetExperimentTrafficType, _OperatorGetExperimentType, _OperatorListExperimentsType, _OperatorPlanExperimentType, _OperatorCreateRolloutType, _OperatorPromoteRolloutType, _OperatorPauseRolloutType, _OperatorResumeRolloutType, _OperatorAbortRolloutType, _OperatorGetRolloutType, _OperatorListRolloutsType, _OperatorCollectFeedbackType, _OperatorListFeedbackType, _OperatorGetSatisfactionType, _OperatorListExamplesType, _OperatorReviewExampleType, _OperatorCreateDatasetType, _OperatorListDatasetsType, _OperatorExportDatasetType, _OperatorGetCacheStatsType, _OperatorPurgeCacheType, _OperatorGetStatusType, _OperatorWhoAmIType, _OperatorCreateTokenType, _OperatorListTokensType, _OperatorRevokeTokenType]):
     """What operators call."""
 
     @typing.overload
@@ -610,6 +996,102 @@ class OperatorStub(typing.Generic[_OperatorApplyAgentsType, _OperatorGetAgentTyp
         grpc.UnaryUnaryMultiCallable[
             outrider.v1.operator_pb2.ResumeScalingRequest,
             outrider.v1.operator_pb2.ScaleRecord,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.CreateExperimentRequest,
+            outrider.v1.experiment_pb2.ExperimentRecord,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.ChangeExperimentRequest,
+            outrider.v1.experiment_pb2.ExperimentRecord,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.ChangeExperimentRequest,
+            outrider.v1.experiment_pb2.ExperimentRecord,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.ChangeExperimentRequest,
+            outrider.v1.experiment_pb2.ExperimentRecord,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.StopExperimentRequest,
+            outrider.v1.experiment_pb2.ExperimentRecord,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.SetExperimentTrafficRequest,
+            outrider.v1.experiment_pb2.ExperimentRecord,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.GetExperimentRequest,
+            outrider.v1.experiment_pb2.ExperimentRecord,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.ListExperimentsRequest,
+            outrider.v1.experiment_pb2.ListExperimentsReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.PlanExperimentRequest,
+            outrider.v1.experiment_pb2.PlanExperimentReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.CreateRolloutRequest,
+            outrider.v1.experiment_pb2.RolloutRecord,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.ChangeRolloutRequest,
+            outrider.v1.experiment_pb2.RolloutRecord,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.ChangeRolloutRequest,
+            outrider.v1.experiment_pb2.RolloutRecord,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.ChangeRolloutRequest,
+            outrider.v1.experiment_pb2.RolloutRecord,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.ChangeRolloutRequest,
+            outrider.v1.experiment_pb2.RolloutRecord,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.GetRolloutRequest,
+            outrider.v1.experiment_pb2.RolloutRecord,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.ListRolloutsRequest,
+            outrider.v1.experiment_pb2.ListRolloutsReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            outrider.v1.feedback_pb2.CollectFeedbackRequest,
+            outrider.v1.feedback_pb2.CollectFeedbackReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.ListFeedbackRequest,
+            outrider.v1.experiment_pb2.ListFeedbackReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.GetSatisfactionRequest,
+            outrider.v1.experiment_pb2.GetSatisfactionReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.ListExamplesRequest,
+            outrider.v1.experiment_pb2.ListExamplesReply,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.ReviewExampleRequest,
+            outrider.v1.experiment_pb2.Example,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.CreateDatasetRequest,
+            outrider.v1.experiment_pb2.Dataset,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.ListDatasetsRequest,
+            outrider.v1.experiment_pb2.ListDatasetsReply,
+        ],
+        grpc.UnaryStreamMultiCallable[
+            outrider.v1.experiment_pb2.ExportDatasetRequest,
+            outrider.v1.experiment_pb2.DatasetChunk,
         ],
         grpc.UnaryUnaryMultiCallable[
             outrider.v1.operator_pb2.GetCacheStatsRequest,
@@ -736,6 +1218,102 @@ class OperatorStub(typing.Generic[_OperatorApplyAgentsType, _OperatorGetAgentTyp
             outrider.v1.operator_pb2.ScaleRecord,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.CreateExperimentRequest,
+            outrider.v1.experiment_pb2.ExperimentRecord,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.ChangeExperimentRequest,
+            outrider.v1.experiment_pb2.ExperimentRecord,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.ChangeExperimentRequest,
+            outrider.v1.experiment_pb2.ExperimentRecord,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.ChangeExperimentRequest,
+            outrider.v1.experiment_pb2.ExperimentRecord,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.StopExperimentRequest,
+            outrider.v1.experiment_pb2.ExperimentRecord,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.SetExperimentTrafficRequest,
+            outrider.v1.experiment_pb2.ExperimentRecord,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.GetExperimentRequest,
+            outrider.v1.experiment_pb2.ExperimentRecord,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.ListExperimentsRequest,
+            outrider.v1.experiment_pb2.ListExperimentsReply,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.PlanExperimentRequest,
+            outrider.v1.experiment_pb2.PlanExperimentReply,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.CreateRolloutRequest,
+            outrider.v1.experiment_pb2.RolloutRecord,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.ChangeRolloutRequest,
+            outrider.v1.experiment_pb2.RolloutRecord,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.ChangeRolloutRequest,
+            outrider.v1.experiment_pb2.RolloutRecord,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.ChangeRolloutRequest,
+            outrider.v1.experiment_pb2.RolloutRecord,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.ChangeRolloutRequest,
+            outrider.v1.experiment_pb2.RolloutRecord,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.GetRolloutRequest,
+            outrider.v1.experiment_pb2.RolloutRecord,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.ListRolloutsRequest,
+            outrider.v1.experiment_pb2.ListRolloutsReply,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            outrider.v1.feedback_pb2.CollectFeedbackRequest,
+            outrider.v1.feedback_pb2.CollectFeedbackReply,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.ListFeedbackRequest,
+            outrider.v1.experiment_pb2.ListFeedbackReply,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.GetSatisfactionRequest,
+            outrider.v1.experiment_pb2.GetSatisfactionReply,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.ListExamplesRequest,
+            outrider.v1.experiment_pb2.ListExamplesReply,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.ReviewExampleRequest,
+            outrider.v1.experiment_pb2.Example,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.CreateDatasetRequest,
+            outrider.v1.experiment_pb2.Dataset,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            outrider.v1.experiment_pb2.ListDatasetsRequest,
+            outrider.v1.experiment_pb2.ListDatasetsReply,
+        ],
+        grpc.aio.UnaryStreamMultiCallable[
+            outrider.v1.experiment_pb2.ExportDatasetRequest,
+            outrider.v1.experiment_pb2.DatasetChunk,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             outrider.v1.operator_pb2.GetCacheStatsRequest,
             outrider.v1.operator_pb2.CacheStats,
         ],
@@ -833,6 +1411,78 @@ class OperatorStub(typing.Generic[_OperatorApplyAgentsType, _OperatorGetAgentTyp
 
     ResumeScaling: _OperatorResumeScalingType
     """Decides again."""
+
+    CreateExperiment: _OperatorCreateExperimentType
+    """A new experiment, as a draft or begun."""
+
+    StartExperiment: _OperatorStartExperimentType
+    """Begins a draft: from now on units are assigned and counted."""
+
+    PauseExperiment: _OperatorPauseExperimentType
+    """Assigns no new unit until it is resumed; who has a variant keeps it, and is counted."""
+
+    ResumeExperiment: _OperatorResumeExperimentType
+    """Goes on."""
+
+    StopExperiment: _OperatorStopExperimentType
+    """Ends it by hand."""
+
+    SetExperimentTraffic: _OperatorSetExperimentTrafficType
+    """Lets more units take part."""
+
+    GetExperiment: _OperatorGetExperimentType
+    """One experiment with its course."""
+
+    ListExperiments: _OperatorListExperimentsType
+    """All experiments."""
+
+    PlanExperiment: _OperatorPlanExperimentType
+    """How many units an experiment would need, and how long that takes."""
+
+    CreateRollout: _OperatorCreateRolloutType
+    """Begins a rollout."""
+
+    PromoteRollout: _OperatorPromoteRolloutType
+    """On to the next step, past a gate or a pause; with `full` to the end."""
+
+    PauseRollout: _OperatorPauseRolloutType
+    """Stays at its weight until it is resumed or promoted."""
+
+    ResumeRollout: _OperatorResumeRolloutType
+    """Goes on."""
+
+    AbortRollout: _OperatorAbortRolloutType
+    """Everything back on the stable version, at once."""
+
+    GetRollout: _OperatorGetRolloutType
+    """One rollout."""
+
+    ListRollouts: _OperatorListRolloutsType
+    """All rollouts."""
+
+    CollectFeedback: _OperatorCollectFeedbackType
+    """Says something of calls that were made."""
+
+    ListFeedback: _OperatorListFeedbackType
+    """What was said."""
+
+    GetSatisfaction: _OperatorGetSatisfactionType
+    """How content callers are, by agent and variant."""
+
+    ListExamples: _OperatorListExamplesType
+    """Learning examples made of corrections and complaints."""
+
+    ReviewExample: _OperatorReviewExampleType
+    """Approves, edits or rejects one."""
+
+    CreateDataset: _OperatorCreateDatasetType
+    """Freezes the approved examples of an agent."""
+
+    ListDatasets: _OperatorListDatasetsType
+    """All datasets."""
+
+    ExportDataset: _OperatorExportDatasetType
+    """A dataset as JSONL."""
 
     GetCacheStats: _OperatorGetCacheStatsType
     """What the caches of all sidecars do."""
@@ -947,6 +1597,102 @@ OperatorAsyncStub: typing_extensions.TypeAlias = OperatorStub[
     grpc.aio.UnaryUnaryMultiCallable[
         outrider.v1.operator_pb2.ResumeScalingRequest,
         outrider.v1.operator_pb2.ScaleRecord,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.CreateExperimentRequest,
+        outrider.v1.experiment_pb2.ExperimentRecord,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ChangeExperimentRequest,
+        outrider.v1.experiment_pb2.ExperimentRecord,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ChangeExperimentRequest,
+        outrider.v1.experiment_pb2.ExperimentRecord,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ChangeExperimentRequest,
+        outrider.v1.experiment_pb2.ExperimentRecord,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.StopExperimentRequest,
+        outrider.v1.experiment_pb2.ExperimentRecord,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.SetExperimentTrafficRequest,
+        outrider.v1.experiment_pb2.ExperimentRecord,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.GetExperimentRequest,
+        outrider.v1.experiment_pb2.ExperimentRecord,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ListExperimentsRequest,
+        outrider.v1.experiment_pb2.ListExperimentsReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.PlanExperimentRequest,
+        outrider.v1.experiment_pb2.PlanExperimentReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.CreateRolloutRequest,
+        outrider.v1.experiment_pb2.RolloutRecord,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ChangeRolloutRequest,
+        outrider.v1.experiment_pb2.RolloutRecord,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ChangeRolloutRequest,
+        outrider.v1.experiment_pb2.RolloutRecord,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ChangeRolloutRequest,
+        outrider.v1.experiment_pb2.RolloutRecord,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ChangeRolloutRequest,
+        outrider.v1.experiment_pb2.RolloutRecord,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.GetRolloutRequest,
+        outrider.v1.experiment_pb2.RolloutRecord,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ListRolloutsRequest,
+        outrider.v1.experiment_pb2.ListRolloutsReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.feedback_pb2.CollectFeedbackRequest,
+        outrider.v1.feedback_pb2.CollectFeedbackReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ListFeedbackRequest,
+        outrider.v1.experiment_pb2.ListFeedbackReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.GetSatisfactionRequest,
+        outrider.v1.experiment_pb2.GetSatisfactionReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ListExamplesRequest,
+        outrider.v1.experiment_pb2.ListExamplesReply,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ReviewExampleRequest,
+        outrider.v1.experiment_pb2.Example,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.CreateDatasetRequest,
+        outrider.v1.experiment_pb2.Dataset,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.experiment_pb2.ListDatasetsRequest,
+        outrider.v1.experiment_pb2.ListDatasetsReply,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        outrider.v1.experiment_pb2.ExportDatasetRequest,
+        outrider.v1.experiment_pb2.DatasetChunk,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         outrider.v1.operator_pb2.GetCacheStatsRequest,
@@ -1164,6 +1910,198 @@ class OperatorServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[outrider.v1.operator_pb2.ScaleRecord, collections.abc.Awaitable[outrider.v1.operator_pb2.ScaleRecord]]:
         """Decides again."""
+
+    @abc.abstractmethod
+    def CreateExperiment(
+        self,
+        request: outrider.v1.experiment_pb2.CreateExperimentRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[outrider.v1.experiment_pb2.ExperimentRecord, collections.abc.Awaitable[outrider.v1.experiment_pb2.ExperimentRecord]]:
+        """A new experiment, as a draft or begun."""
+
+    @abc.abstractmethod
+    def StartExperiment(
+        self,
+        request: outrider.v1.experiment_pb2.ChangeExperimentRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[outrider.v1.experiment_pb2.ExperimentRecord, collections.abc.Awaitable[outrider.v1.experiment_pb2.ExperimentRecord]]:
+        """Begins a draft: from now on units are assigned and counted."""
+
+    @abc.abstractmethod
+    def PauseExperiment(
+        self,
+        request: outrider.v1.experiment_pb2.ChangeExperimentRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[outrider.v1.experiment_pb2.ExperimentRecord, collections.abc.Awaitable[outrider.v1.experiment_pb2.ExperimentRecord]]:
+        """Assigns no new unit until it is resumed; who has a variant keeps it, and is counted."""
+
+    @abc.abstractmethod
+    def ResumeExperiment(
+        self,
+        request: outrider.v1.experiment_pb2.ChangeExperimentRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[outrider.v1.experiment_pb2.ExperimentRecord, collections.abc.Awaitable[outrider.v1.experiment_pb2.ExperimentRecord]]:
+        """Goes on."""
+
+    @abc.abstractmethod
+    def StopExperiment(
+        self,
+        request: outrider.v1.experiment_pb2.StopExperimentRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[outrider.v1.experiment_pb2.ExperimentRecord, collections.abc.Awaitable[outrider.v1.experiment_pb2.ExperimentRecord]]:
+        """Ends it by hand."""
+
+    @abc.abstractmethod
+    def SetExperimentTraffic(
+        self,
+        request: outrider.v1.experiment_pb2.SetExperimentTrafficRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[outrider.v1.experiment_pb2.ExperimentRecord, collections.abc.Awaitable[outrider.v1.experiment_pb2.ExperimentRecord]]:
+        """Lets more units take part."""
+
+    @abc.abstractmethod
+    def GetExperiment(
+        self,
+        request: outrider.v1.experiment_pb2.GetExperimentRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[outrider.v1.experiment_pb2.ExperimentRecord, collections.abc.Awaitable[outrider.v1.experiment_pb2.ExperimentRecord]]:
+        """One experiment with its course."""
+
+    @abc.abstractmethod
+    def ListExperiments(
+        self,
+        request: outrider.v1.experiment_pb2.ListExperimentsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[outrider.v1.experiment_pb2.ListExperimentsReply, collections.abc.Awaitable[outrider.v1.experiment_pb2.ListExperimentsReply]]:
+        """All experiments."""
+
+    @abc.abstractmethod
+    def PlanExperiment(
+        self,
+        request: outrider.v1.experiment_pb2.PlanExperimentRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[outrider.v1.experiment_pb2.PlanExperimentReply, collections.abc.Awaitable[outrider.v1.experiment_pb2.PlanExperimentReply]]:
+        """How many units an experiment would need, and how long that takes."""
+
+    @abc.abstractmethod
+    def CreateRollout(
+        self,
+        request: outrider.v1.experiment_pb2.CreateRolloutRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[outrider.v1.experiment_pb2.RolloutRecord, collections.abc.Awaitable[outrider.v1.experiment_pb2.RolloutRecord]]:
+        """Begins a rollout."""
+
+    @abc.abstractmethod
+    def PromoteRollout(
+        self,
+        request: outrider.v1.experiment_pb2.ChangeRolloutRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[outrider.v1.experiment_pb2.RolloutRecord, collections.abc.Awaitable[outrider.v1.experiment_pb2.RolloutRecord]]:
+        """On to the next step, past a gate or a pause; with `full` to the end."""
+
+    @abc.abstractmethod
+    def PauseRollout(
+        self,
+        request: outrider.v1.experiment_pb2.ChangeRolloutRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[outrider.v1.experiment_pb2.RolloutRecord, collections.abc.Awaitable[outrider.v1.experiment_pb2.RolloutRecord]]:
+        """Stays at its weight until it is resumed or promoted."""
+
+    @abc.abstractmethod
+    def ResumeRollout(
+        self,
+        request: outrider.v1.experiment_pb2.ChangeRolloutRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[outrider.v1.experiment_pb2.RolloutRecord, collections.abc.Awaitable[outrider.v1.experiment_pb2.RolloutRecord]]:
+        """Goes on."""
+
+    @abc.abstractmethod
+    def AbortRollout(
+        self,
+        request: outrider.v1.experiment_pb2.ChangeRolloutRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[outrider.v1.experiment_pb2.RolloutRecord, collections.abc.Awaitable[outrider.v1.experiment_pb2.RolloutRecord]]:
+        """Everything back on the stable version, at once."""
+
+    @abc.abstractmethod
+    def GetRollout(
+        self,
+        request: outrider.v1.experiment_pb2.GetRolloutRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[outrider.v1.experiment_pb2.RolloutRecord, collections.abc.Awaitable[outrider.v1.experiment_pb2.RolloutRecord]]:
+        """One rollout."""
+
+    @abc.abstractmethod
+    def ListRollouts(
+        self,
+        request: outrider.v1.experiment_pb2.ListRolloutsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[outrider.v1.experiment_pb2.ListRolloutsReply, collections.abc.Awaitable[outrider.v1.experiment_pb2.ListRolloutsReply]]:
+        """All rollouts."""
+
+    @abc.abstractmethod
+    def CollectFeedback(
+        self,
+        request: outrider.v1.feedback_pb2.CollectFeedbackRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[outrider.v1.feedback_pb2.CollectFeedbackReply, collections.abc.Awaitable[outrider.v1.feedback_pb2.CollectFeedbackReply]]:
+        """Says something of calls that were made."""
+
+    @abc.abstractmethod
+    def ListFeedback(
+        self,
+        request: outrider.v1.experiment_pb2.ListFeedbackRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[outrider.v1.experiment_pb2.ListFeedbackReply, collections.abc.Awaitable[outrider.v1.experiment_pb2.ListFeedbackReply]]:
+        """What was said."""
+
+    @abc.abstractmethod
+    def GetSatisfaction(
+        self,
+        request: outrider.v1.experiment_pb2.GetSatisfactionRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[outrider.v1.experiment_pb2.GetSatisfactionReply, collections.abc.Awaitable[outrider.v1.experiment_pb2.GetSatisfactionReply]]:
+        """How content callers are, by agent and variant."""
+
+    @abc.abstractmethod
+    def ListExamples(
+        self,
+        request: outrider.v1.experiment_pb2.ListExamplesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[outrider.v1.experiment_pb2.ListExamplesReply, collections.abc.Awaitable[outrider.v1.experiment_pb2.ListExamplesReply]]:
+        """Learning examples made of corrections and complaints."""
+
+    @abc.abstractmethod
+    def ReviewExample(
+        self,
+        request: outrider.v1.experiment_pb2.ReviewExampleRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[outrider.v1.experiment_pb2.Example, collections.abc.Awaitable[outrider.v1.experiment_pb2.Example]]:
+        """Approves, edits or rejects one."""
+
+    @abc.abstractmethod
+    def CreateDataset(
+        self,
+        request: outrider.v1.experiment_pb2.CreateDatasetRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[outrider.v1.experiment_pb2.Dataset, collections.abc.Awaitable[outrider.v1.experiment_pb2.Dataset]]:
+        """Freezes the approved examples of an agent."""
+
+    @abc.abstractmethod
+    def ListDatasets(
+        self,
+        request: outrider.v1.experiment_pb2.ListDatasetsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[outrider.v1.experiment_pb2.ListDatasetsReply, collections.abc.Awaitable[outrider.v1.experiment_pb2.ListDatasetsReply]]:
+        """All datasets."""
+
+    @abc.abstractmethod
+    def ExportDataset(
+        self,
+        request: outrider.v1.experiment_pb2.ExportDatasetRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[outrider.v1.experiment_pb2.DatasetChunk], collections.abc.AsyncIterator[outrider.v1.experiment_pb2.DatasetChunk]]:
+        """A dataset as JSONL."""
 
     @abc.abstractmethod
     def GetCacheStats(

@@ -821,6 +821,157 @@ class OptimizationPolicy(google.protobuf.message.Message):
 Global___OptimizationPolicy: typing_extensions.TypeAlias = OptimizationPolicy
 
 @typing.final
+class CompressionPolicy(google.protobuf.message.Message):
+    """How requests are made smaller, where `optimization.compression` is on. Prices are US dollars per million tokens."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODE_FIELD_NUMBER: builtins.int
+    PROVIDER_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    EXACT_TOKENS_FIELD_NUMBER: builtins.int
+    INPUT_USD_FIELD_NUMBER: builtins.int
+    CACHE_READ_USD_FIELD_NUMBER: builtins.int
+    CACHE_WRITE_USD_FIELD_NUMBER: builtins.int
+    OUTPUT_USD_FIELD_NUMBER: builtins.int
+    DENY_TOOLS_FIELD_NUMBER: builtins.int
+    MIN_TOKENS_FIELD_NUMBER: builtins.int
+    MAX_INPUT_TOKENS_FIELD_NUMBER: builtins.int
+    DROP_FIRST_FIELD_NUMBER: builtins.int
+    LOSSY_RATIO_FIELD_NUMBER: builtins.int
+    LOSSY_MIN_TOKENS_FIELD_NUMBER: builtins.int
+    CLEAR_AFTER_TOKENS_FIELD_NUMBER: builtins.int
+    CLEAR_KEEP_FIELD_NUMBER: builtins.int
+    SUMMARY_AGENT_FIELD_NUMBER: builtins.int
+    HANDLE_TTL_S_FIELD_NUMBER: builtins.int
+    HANDLE_MAX_BYTES_FIELD_NUMBER: builtins.int
+    MAX_STEPS_FIELD_NUMBER: builtins.int
+    ORDER_TOOLS_FIELD_NUMBER: builtins.int
+    ORDER_JSON_KEYS_FIELD_NUMBER: builtins.int
+    mode: builtins.str
+    """"off", "lossless" or "lossy". Default: "lossless"."""
+    provider: builtins.str
+    """Whose rules of prefix caching hold: "anthropic", "openai" or "none". Default: as the model's name says."""
+    model: builtins.str
+    """Whose vocabulary counts where a call names none. Default: none."""
+    exact_tokens: builtins.bool
+    """Count with the vocabulary (costs memory); else by a calibrated estimate. Default: false."""
+    input_usd: builtins.float
+    """0: 1, so that the others are relative. Default: 0."""
+    cache_read_usd: builtins.float
+    """0: the provider's ratio to the input's. Default: 0."""
+    cache_write_usd: builtins.float
+    """0: the provider's ratio to the input's. Default: 0."""
+    output_usd: builtins.float
+    """0: five times the input's. Default: 0."""
+    min_tokens: builtins.int
+    """Smaller blocks are left as they are. Default: 64."""
+    max_input_tokens: builtins.int
+    """A budget for the whole request; 0: none. Default: 0."""
+    lossy_ratio: builtins.float
+    """Of its tokens that a block selected from keeps. Default: 0.5."""
+    lossy_min_tokens: builtins.int
+    """Smaller blocks are not selected from. Default: 1000."""
+    clear_after_tokens: builtins.int
+    """Old tool results are cleared from here on, where it pays. Default: 100000."""
+    clear_keep: builtins.int
+    """Newest tool results that are never cleared. Default: 3."""
+    summary_agent: builtins.str
+    """The agent that is asked for summaries at epochs. Default: none."""
+    handle_ttl_s: builtins.int
+    """How long originals of lossy blocks are kept. Default: 3600."""
+    handle_max_bytes: builtins.int
+    """How many bytes of them. Default: 16777216."""
+    max_steps: builtins.int
+    """Of work per request, about 5 ms: what is left then stays as it is. Default: 2000000."""
+    order_tools: builtins.bool
+    """Tools may be put in the order of their names. Default: false."""
+    order_json_keys: builtins.bool
+    """Keys of JSON schemas of tools may be sorted. Default: false."""
+    @property
+    def deny_tools(self) -> Global___Texts:
+        """Results of these tools are never touched. Default: none."""
+
+    @property
+    def drop_first(self) -> Global___Texts:
+        """What is left out for it, in this order: "context", "tool_results", "messages". Default: the first two."""
+
+    def __init__(
+        self,
+        *,
+        mode: builtins.str | None = ...,
+        provider: builtins.str | None = ...,
+        model: builtins.str | None = ...,
+        exact_tokens: builtins.bool | None = ...,
+        input_usd: builtins.float | None = ...,
+        cache_read_usd: builtins.float | None = ...,
+        cache_write_usd: builtins.float | None = ...,
+        output_usd: builtins.float | None = ...,
+        deny_tools: Global___Texts | None = ...,
+        min_tokens: builtins.int | None = ...,
+        max_input_tokens: builtins.int | None = ...,
+        drop_first: Global___Texts | None = ...,
+        lossy_ratio: builtins.float | None = ...,
+        lossy_min_tokens: builtins.int | None = ...,
+        clear_after_tokens: builtins.int | None = ...,
+        clear_keep: builtins.int | None = ...,
+        summary_agent: builtins.str | None = ...,
+        handle_ttl_s: builtins.int | None = ...,
+        handle_max_bytes: builtins.int | None = ...,
+        max_steps: builtins.int | None = ...,
+        order_tools: builtins.bool | None = ...,
+        order_json_keys: builtins.bool | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_cache_read_usd", b"_cache_read_usd", "_cache_write_usd", b"_cache_write_usd", "_clear_after_tokens", b"_clear_after_tokens", "_clear_keep", b"_clear_keep", "_deny_tools", b"_deny_tools", "_drop_first", b"_drop_first", "_exact_tokens", b"_exact_tokens", "_handle_max_bytes", b"_handle_max_bytes", "_handle_ttl_s", b"_handle_ttl_s", "_input_usd", b"_input_usd", "_lossy_min_tokens", b"_lossy_min_tokens", "_lossy_ratio", b"_lossy_ratio", "_max_input_tokens", b"_max_input_tokens", "_max_steps", b"_max_steps", "_min_tokens", b"_min_tokens", "_mode", b"_mode", "_model", b"_model", "_order_json_keys", b"_order_json_keys", "_order_tools", b"_order_tools", "_output_usd", b"_output_usd", "_provider", b"_provider", "_summary_agent", b"_summary_agent", "cache_read_usd", b"cache_read_usd", "cache_write_usd", b"cache_write_usd", "clear_after_tokens", b"clear_after_tokens", "clear_keep", b"clear_keep", "deny_tools", b"deny_tools", "drop_first", b"drop_first", "exact_tokens", b"exact_tokens", "handle_max_bytes", b"handle_max_bytes", "handle_ttl_s", b"handle_ttl_s", "input_usd", b"input_usd", "lossy_min_tokens", b"lossy_min_tokens", "lossy_ratio", b"lossy_ratio", "max_input_tokens", b"max_input_tokens", "max_steps", b"max_steps", "min_tokens", b"min_tokens", "mode", b"mode", "model", b"model", "order_json_keys", b"order_json_keys", "order_tools", b"order_tools", "output_usd", b"output_usd", "provider", b"provider", "summary_agent", b"summary_agent"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_cache_read_usd", b"_cache_read_usd", "_cache_write_usd", b"_cache_write_usd", "_clear_after_tokens", b"_clear_after_tokens", "_clear_keep", b"_clear_keep", "_deny_tools", b"_deny_tools", "_drop_first", b"_drop_first", "_exact_tokens", b"_exact_tokens", "_handle_max_bytes", b"_handle_max_bytes", "_handle_ttl_s", b"_handle_ttl_s", "_input_usd", b"_input_usd", "_lossy_min_tokens", b"_lossy_min_tokens", "_lossy_ratio", b"_lossy_ratio", "_max_input_tokens", b"_max_input_tokens", "_max_steps", b"_max_steps", "_min_tokens", b"_min_tokens", "_mode", b"_mode", "_model", b"_model", "_order_json_keys", b"_order_json_keys", "_order_tools", b"_order_tools", "_output_usd", b"_output_usd", "_provider", b"_provider", "_summary_agent", b"_summary_agent", "cache_read_usd", b"cache_read_usd", "cache_write_usd", b"cache_write_usd", "clear_after_tokens", b"clear_after_tokens", "clear_keep", b"clear_keep", "deny_tools", b"deny_tools", "drop_first", b"drop_first", "exact_tokens", b"exact_tokens", "handle_max_bytes", b"handle_max_bytes", "handle_ttl_s", b"handle_ttl_s", "input_usd", b"input_usd", "lossy_min_tokens", b"lossy_min_tokens", "lossy_ratio", b"lossy_ratio", "max_input_tokens", b"max_input_tokens", "max_steps", b"max_steps", "min_tokens", b"min_tokens", "mode", b"mode", "model", b"model", "order_json_keys", b"order_json_keys", "order_tools", b"order_tools", "output_usd", b"output_usd", "provider", b"provider", "summary_agent", b"summary_agent"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_cache_read_usd", b"_cache_read_usd"]) -> typing.Literal["cache_read_usd"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_cache_write_usd", b"_cache_write_usd"]) -> typing.Literal["cache_write_usd"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_clear_after_tokens", b"_clear_after_tokens"]) -> typing.Literal["clear_after_tokens"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_clear_keep", b"_clear_keep"]) -> typing.Literal["clear_keep"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_deny_tools", b"_deny_tools"]) -> typing.Literal["deny_tools"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_drop_first", b"_drop_first"]) -> typing.Literal["drop_first"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_exact_tokens", b"_exact_tokens"]) -> typing.Literal["exact_tokens"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_handle_max_bytes", b"_handle_max_bytes"]) -> typing.Literal["handle_max_bytes"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_handle_ttl_s", b"_handle_ttl_s"]) -> typing.Literal["handle_ttl_s"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_input_usd", b"_input_usd"]) -> typing.Literal["input_usd"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_lossy_min_tokens", b"_lossy_min_tokens"]) -> typing.Literal["lossy_min_tokens"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_lossy_ratio", b"_lossy_ratio"]) -> typing.Literal["lossy_ratio"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_max_input_tokens", b"_max_input_tokens"]) -> typing.Literal["max_input_tokens"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_max_steps", b"_max_steps"]) -> typing.Literal["max_steps"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_min_tokens", b"_min_tokens"]) -> typing.Literal["min_tokens"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_mode", b"_mode"]) -> typing.Literal["mode"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_model", b"_model"]) -> typing.Literal["model"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_order_json_keys", b"_order_json_keys"]) -> typing.Literal["order_json_keys"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_order_tools", b"_order_tools"]) -> typing.Literal["order_tools"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_output_usd", b"_output_usd"]) -> typing.Literal["output_usd"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_provider", b"_provider"]) -> typing.Literal["provider"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_summary_agent", b"_summary_agent"]) -> typing.Literal["summary_agent"] | None: ...
+
+Global___CompressionPolicy: typing_extensions.TypeAlias = CompressionPolicy
+
+@typing.final
 class ScalingPolicy(google.protobuf.message.Message):
     """How many instances an agent has."""
 
@@ -985,6 +1136,7 @@ class AgentPolicy(google.protobuf.message.Message):
     QUEUE_FIELD_NUMBER: builtins.int
     RATES_FIELD_NUMBER: builtins.int
     DEGRADATION_FIELD_NUMBER: builtins.int
+    COMPRESSION_FIELD_NUMBER: builtins.int
     agent_id: builtins.str
     """The name calls use (`x-agent-id`)."""
     timeout_ms: builtins.int
@@ -1047,6 +1199,10 @@ class AgentPolicy(google.protobuf.message.Message):
     def degradation(self) -> Global___DegradationPolicy:
         """What is given up under pressure."""
 
+    @property
+    def compression(self) -> Global___CompressionPolicy:
+        """How requests are made smaller."""
+
     def __init__(
         self,
         *,
@@ -1068,9 +1224,10 @@ class AgentPolicy(google.protobuf.message.Message):
         queue: Global___QueuePolicy | None = ...,
         rates: Global___RatesPolicy | None = ...,
         degradation: Global___DegradationPolicy | None = ...,
+        compression: Global___CompressionPolicy | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_max_timeout_ms", b"_max_timeout_ms", "_server_name", b"_server_name", "_timeout_ms", b"_timeout_ms", "_tls", b"_tls", "balancing", b"balancing", "breaker", b"breaker", "degradation", b"degradation", "health_check", b"health_check", "hedge", b"hedge", "limits", b"limits", "max_timeout_ms", b"max_timeout_ms", "optimization", b"optimization", "outlier", b"outlier", "queue", b"queue", "rates", b"rates", "retry", b"retry", "scaling", b"scaling", "server_name", b"server_name", "timeout_ms", b"timeout_ms", "tls", b"tls"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_max_timeout_ms", b"_max_timeout_ms", "_server_name", b"_server_name", "_timeout_ms", b"_timeout_ms", "_tls", b"_tls", "agent_id", b"agent_id", "balancing", b"balancing", "breaker", b"breaker", "degradation", b"degradation", "endpoints", b"endpoints", "health_check", b"health_check", "hedge", b"hedge", "limits", b"limits", "max_timeout_ms", b"max_timeout_ms", "optimization", b"optimization", "outlier", b"outlier", "queue", b"queue", "rates", b"rates", "retry", b"retry", "scaling", b"scaling", "server_name", b"server_name", "timeout_ms", b"timeout_ms", "tls", b"tls"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_max_timeout_ms", b"_max_timeout_ms", "_server_name", b"_server_name", "_timeout_ms", b"_timeout_ms", "_tls", b"_tls", "balancing", b"balancing", "breaker", b"breaker", "compression", b"compression", "degradation", b"degradation", "health_check", b"health_check", "hedge", b"hedge", "limits", b"limits", "max_timeout_ms", b"max_timeout_ms", "optimization", b"optimization", "outlier", b"outlier", "queue", b"queue", "rates", b"rates", "retry", b"retry", "scaling", b"scaling", "server_name", b"server_name", "timeout_ms", b"timeout_ms", "tls", b"tls"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_max_timeout_ms", b"_max_timeout_ms", "_server_name", b"_server_name", "_timeout_ms", b"_timeout_ms", "_tls", b"_tls", "agent_id", b"agent_id", "balancing", b"balancing", "breaker", b"breaker", "compression", b"compression", "degradation", b"degradation", "endpoints", b"endpoints", "health_check", b"health_check", "hedge", b"hedge", "limits", b"limits", "max_timeout_ms", b"max_timeout_ms", "optimization", b"optimization", "outlier", b"outlier", "queue", b"queue", "rates", b"rates", "retry", b"retry", "scaling", b"scaling", "server_name", b"server_name", "timeout_ms", b"timeout_ms", "tls", b"tls"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_max_timeout_ms", b"_max_timeout_ms"]) -> typing.Literal["max_timeout_ms"] | None: ...
     @typing.overload
@@ -1081,3 +1238,194 @@ class AgentPolicy(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_tls", b"_tls"]) -> typing.Literal["tls"] | None: ...
 
 Global___AgentPolicy: typing_extensions.TypeAlias = AgentPolicy
+
+@typing.final
+class PartRange(google.protobuf.message.Message):
+    """A half-open range of parts of a million."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    START_FIELD_NUMBER: builtins.int
+    END_FIELD_NUMBER: builtins.int
+    start: builtins.int
+    """The first part."""
+    end: builtins.int
+    """The part after the last."""
+    def __init__(
+        self,
+        *,
+        start: builtins.int = ...,
+        end: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["end", b"end", "start", b"start"]) -> None: ...
+
+Global___PartRange: typing_extensions.TypeAlias = PartRange
+
+@typing.final
+class VariantPolicy(google.protobuf.message.Message):
+    """One way in which an agent's calls may be served. What is not set stays as it is without the split."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class LabelsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    NAME_FIELD_NUMBER: builtins.int
+    SHARE_FIELD_NUMBER: builtins.int
+    RANGES_FIELD_NUMBER: builtins.int
+    LABELS_FIELD_NUMBER: builtins.int
+    PROMPT_VERSION_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    TEMPERATURE_FIELD_NUMBER: builtins.int
+    TOP_P_FIELD_NUMBER: builtins.int
+    MAX_OUTPUT_TOKENS_FIELD_NUMBER: builtins.int
+    COMPRESSION_FIELD_NUMBER: builtins.int
+    ABORTED_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Unique in the split."""
+    share: builtins.float
+    """Of the units that take part; all variants' together are 1."""
+    prompt_version: builtins.str
+    """Told to the agent in metadata. Empty: none."""
+    model: builtins.str
+    """Asked for in place of the caller's. Empty: the caller's."""
+    temperature: builtins.float
+    """In place of the caller's."""
+    top_p: builtins.float
+    """In place of the caller's."""
+    max_output_tokens: builtins.int
+    """In place of the caller's."""
+    compression: builtins.bool
+    """In place of the agent's policy."""
+    aborted: builtins.bool
+    """Its units go to the split's first variant at once, whatever they held."""
+    @property
+    def ranges(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PartRange]:
+        """The parts that are its own; empty for all variants of a split: by `share`, in order."""
+
+    @property
+    def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """Only endpoints that carry all of them."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        share: builtins.float = ...,
+        ranges: collections.abc.Iterable[Global___PartRange] | None = ...,
+        labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        prompt_version: builtins.str = ...,
+        model: builtins.str = ...,
+        temperature: builtins.float | None = ...,
+        top_p: builtins.float | None = ...,
+        max_output_tokens: builtins.int | None = ...,
+        compression: builtins.bool | None = ...,
+        aborted: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_compression", b"_compression", "_max_output_tokens", b"_max_output_tokens", "_temperature", b"_temperature", "_top_p", b"_top_p", "compression", b"compression", "max_output_tokens", b"max_output_tokens", "temperature", b"temperature", "top_p", b"top_p"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_compression", b"_compression", "_max_output_tokens", b"_max_output_tokens", "_temperature", b"_temperature", "_top_p", b"_top_p", "aborted", b"aborted", "compression", b"compression", "labels", b"labels", "max_output_tokens", b"max_output_tokens", "model", b"model", "name", b"name", "prompt_version", b"prompt_version", "ranges", b"ranges", "share", b"share", "temperature", b"temperature", "top_p", b"top_p"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_compression", b"_compression"]) -> typing.Literal["compression"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_max_output_tokens", b"_max_output_tokens"]) -> typing.Literal["max_output_tokens"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_temperature", b"_temperature"]) -> typing.Literal["temperature"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_top_p", b"_top_p"]) -> typing.Literal["top_p"] | None: ...
+
+Global___VariantPolicy: typing_extensions.TypeAlias = VariantPolicy
+
+@typing.final
+class SplitPolicy(google.protobuf.message.Message):
+    """How the units of an agent's traffic are divided among variants: what experiments and rollouts come down to."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class OverridesEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    NAME_FIELD_NUMBER: builtins.int
+    AGENT_ID_FIELD_NUMBER: builtins.int
+    VARIANTS_FIELD_NUMBER: builtins.int
+    SEED_FIELD_NUMBER: builtins.int
+    UNIT_FIELD_NUMBER: builtins.int
+    LAYER_FIELD_NUMBER: builtins.int
+    LAYER_FROM_FIELD_NUMBER: builtins.int
+    LAYER_TO_FIELD_NUMBER: builtins.int
+    IS_OPEN_FIELD_NUMBER: builtins.int
+    OBSERVED_FIELD_NUMBER: builtins.int
+    IDLE_S_FIELD_NUMBER: builtins.int
+    OVERRIDES_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Unique in the mesh."""
+    agent_id: builtins.str
+    """Whose calls."""
+    seed: builtins.str
+    """Decides who is where, and keys the hashes of units. Empty: the name."""
+    unit: builtins.str
+    """"session", "user" or "request"; units of "request" are not sticky. Empty: "session"."""
+    layer: builtins.str
+    """Splits of one agent in one layer share no unit. Empty: a layer of its own."""
+    layer_from: builtins.int
+    """The units that take part: from this part of a million of the layer ..."""
+    layer_to: builtins.int
+    """... up to this one, which is not among them."""
+    is_open: builtins.bool
+    """False: who has a variant keeps it, nobody else gets one."""
+    observed: builtins.bool
+    """Units are told to the control plane although none gets a variant: history before a start."""
+    idle_s: builtins.int
+    """How long a unit that makes no call keeps its variant, seconds."""
+    @property
+    def variants(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___VariantPolicy]:
+        """The first is the one to fall back on."""
+
+    @property
+    def overrides(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """Unit -> variant: testers, who are never counted."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        agent_id: builtins.str = ...,
+        variants: collections.abc.Iterable[Global___VariantPolicy] | None = ...,
+        seed: builtins.str = ...,
+        unit: builtins.str = ...,
+        layer: builtins.str = ...,
+        layer_from: builtins.int = ...,
+        layer_to: builtins.int = ...,
+        is_open: builtins.bool = ...,
+        observed: builtins.bool = ...,
+        idle_s: builtins.int = ...,
+        overrides: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "idle_s", b"idle_s", "is_open", b"is_open", "layer", b"layer", "layer_from", b"layer_from", "layer_to", b"layer_to", "name", b"name", "observed", b"observed", "overrides", b"overrides", "seed", b"seed", "unit", b"unit", "variants", b"variants"]) -> None: ...
+
+Global___SplitPolicy: typing_extensions.TypeAlias = SplitPolicy
