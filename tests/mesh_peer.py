@@ -14,7 +14,7 @@ import argparse
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import grpc
@@ -26,7 +26,7 @@ from bench.serve import announce, until_signal
 from outrider.codec import encode_agent
 from outrider.policy import Agent
 from outrider.policy_parse import agent_from_mapping
-from outrider.v1 import mesh_pb2, mesh_pb2_grpc
+from outrider.v1 import feedback_pb2, mesh_pb2, mesh_pb2_grpc
 
 CONTROL = "/test.MeshPeer/Control"
 EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
@@ -74,6 +74,9 @@ class MeshPeer(mesh_pb2_grpc.MeshServicer):
         self.refuse: tuple[grpc.StatusCode, str] | None = None
         self.exports: list[trace_service_pb2.ExportTraceServiceRequest] = []
         self.export_metadata: list[dict[str, Any]] = []
+        self.feedback: dict[str, feedback_pb2.Feedback] = {}  # by id, in the order it came
+        self.deliveries: list[mesh_pb2.DeliverFeedbackRequest] = []
+        self.refuse_feedback: Callable[[feedback_pb2.Feedback], tuple[grpc.StatusCode, str] | None] = lambda _: None
         self.nonce = 0
 
     # -- the mesh --------------------------------------------------------------------------------------------------
@@ -145,6 +148,20 @@ class MeshPeer(mesh_pb2_grpc.MeshServicer):
     def spans(self) -> list[Any]:
         groups = [group for one in self.exports for group in one.resource_spans]
         return [span for group in groups for scope in group.scope_spans for span in scope.spans]
+
+    async def DeliverFeedback(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Takes each item once; one that `refuse_feedback` speaks against ends the call."""
+        self.deliveries.append(request)
+        for item in request.feedback:
+            refusal = self.refuse or self.refuse_feedback(item)
+            if refusal is not None:
+                await context.abort(*refusal)
+        reply = feedback_pb2.CollectFeedbackReply()
+        for item in request.feedback:
+            outcome = "duplicate" if item.feedback_id in self.feedback else "taken"
+            self.feedback.setdefault(item.feedback_id, item)
+            reply.outcomes.add(feedback_id=item.feedback_id, outcome=outcome)
+        return reply
 
     async def Register(self, request: Any, context: Any) -> Any:  # noqa: N802
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "sidecars do not register")

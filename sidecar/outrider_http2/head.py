@@ -32,7 +32,9 @@ VOLATILE: Final = frozenset(
         b"tracestate",
         b"x-envoy-expected-rq-timeout-ms",
         b"x-outrider-call-id",
+        b"x-outrider-prompt-version",
         b"x-outrider-trace-id",
+        b"x-outrider-variant",
         b"x-request-id",
         b"x-session-id",
     }

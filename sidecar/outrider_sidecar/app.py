@@ -29,35 +29,40 @@ from outrider_http2.limits import Limits
 from outrider_http2.shell import Reactor, clock
 from outrider_sidecar import config, stack
 from outrider_sidecar.core import errors
-from outrider_sidecar.core.call import Call
 from outrider_sidecar.core.resource import Key, Resource
 from outrider_sidecar.core.runtime import Runtime, Snapshot
-from outrider_sidecar.core.span import DETACHED
 from outrider_sidecar.edge.access_log import AccessLog
 from outrider_sidecar.edge.admin import Admin
 from outrider_sidecar.edge.cache_file import SAVE_EVERY_S, CacheFile
 from outrider_sidecar.edge.checks import Checks
+from outrider_sidecar.edge.compress_service import CompressService
+from outrider_sidecar.edge.compress_worker import CompressWorker
 from outrider_sidecar.edge.listener import Listener
-from outrider_sidecar.edge.own_services import own_services
+from outrider_sidecar.edge.own_services import own_services, sidecar_service
 from outrider_sidecar.edge.parts import (
     connector_factory,
     control_plane,
+    control_rpc,
     exporters,
+    feedback,
     named,
+    node_name,
     rpc_factory,
     stamp,
     write_ports,
 )
 from outrider_sidecar.edge.purges import Purges
 from outrider_sidecar.edge.resolver import Resolver
+from outrider_sidecar.edge.session_file import SessionFile
 from outrider_sidecar.edge.tls import ClientTls, ServerTls
 from outrider_sidecar.edge.view import COMPILED, SidecarView
 from outrider_sidecar.engines.epochs import Epochs
 from outrider_sidecar.engines.overlay import overlay
 from outrider_sidecar.engines.sampler import parse_sampler
 from outrider_sidecar.engines.series import Series
+from outrider_sidecar.engines.sessions import Sessions
 from outrider_sidecar.filters.dispatch import FAILURES
-from outrider_sidecar.filters.trace import child_ids, span_of
+from outrider_sidecar.filters.trace import Recorder, child_ids
 from outrider_sidecar.payloads import Payloads
 
 if TYPE_CHECKING:
@@ -71,7 +76,7 @@ QUIET_S = 0.5  # without a call: a draining egress closes
 
 # Settings that are looked at once.
 _FIXED = (
-    *("listen", "admin", "ingress", "telemetry", "tls", "limits", "state_dir", "access_log"),
+    *("listen", "admin", "ingress", "telemetry", "tls", "limits", "state_dir", "access_log", "feedback"),
     *("control", "control_tls", "control_token_file"),
 )
 
@@ -83,7 +88,10 @@ OWNED = frozenset(
         b"traceparent",
         b"tracestate",
         b"x-outrider-call-id",
+        b"x-outrider-prompt-version",
+        b"x-outrider-tokens-saved",
         b"x-outrider-trace-id",
+        b"x-outrider-variant",
     }
 )
 
@@ -113,9 +121,11 @@ class Sidecar:
         runtime.seed = header.seed if header is not None else int.from_bytes(os.urandom(8), "big")
         runtime.secret = blake2b(runtime.seed.to_bytes(8, "big"), person=b"outrider-auth").digest()[:32]
         runtime.payloads = Payloads(runtime.seed)
+        sessions = runtime.sessions = Sessions()
+        directory = settings.state_dir
+        self.session_file = SessionFile(directory, sessions, loop, clock, time.time) if directory is not None else None
         runtime.local = own_services(runtime, lambda _: not self.draining)
         runtime.own_span = lambda call, parent: child_ids(call, parent, runtime)
-        runtime.record = self._record
         self._server_tls = ServerTls(settings.tls) if settings.tls.cert is not None else None
         self._client_tls = ClientTls(settings.tls.upstream) if settings.tls.upstream is not None else None
         self._resolver = Resolver(runtime, self._compile)
@@ -127,7 +137,19 @@ class Sidecar:
         # The epoch of the spans' batch numbers as well: one per process, whatever the environment calls the service.
         instance_id = str(uuid4())
         plane = control_plane(settings, self._client_tls)
-        self.export, self._export_rpcs = exporters(settings, self.reactor, self._client_tls, plane, instance_id)
+        control = self._control_rpc = control_rpc(plane, self.reactor) if plane is not None else None
+        self.export, self._export_rpcs = exporters(settings, self.reactor, self._client_tls, control, instance_id)
+        self.feedback = feedback(settings, runtime, control, instance_id)
+        runtime.node = node_name(settings.telemetry.resource)
+        runtime.compressor = self.compressor = CompressWorker(self.reactor)
+        compression = CompressService(runtime)
+        runtime.own = sidecar_service(
+            {
+                b"CollectFeedback": self.feedback.step,
+                b"Compress": compression.compress,
+                b"FetchOriginal": compression.fetch_original,
+            }
+        )
         self._purges = Purges(runtime, self._cache_file)
         self.purge = self._purges.purge
         self._control: ControlSide | None = None
@@ -139,6 +161,8 @@ class Sidecar:
             )
         self.link = self._control.link if self._control is not None else None
         self.access_log = AccessLog(settings.access_log) if settings.access_log else None
+        takers = [self.export.add] if self.access_log is None else [self.export.add, self.access_log.add]
+        runtime.record = Recorder(self.series, clock, FAILURES, takers).record
         self._checks = Checks(runtime, rpc_factory(self.reactor, self._client_tls, server_name))
         self.admin = Admin(SidecarView(self))
         self.listeners: dict[str, Listener] = {}
@@ -147,18 +171,6 @@ class Sidecar:
         self._ticking: asyncio.Task[None] | None = None
         self._file_seen = stamp(settings.source)
         self._saved_at = clock()
-
-    def _record(self, call: Call) -> None:
-        """The end of a call: one record for everybody."""
-        if call.route is not None and not call.hop & DETACHED:
-            call.route.state.calls += 1
-            if call.status in FAILURES:
-                call.route.state.failed += 1
-        span = span_of(call, clock(), call.snapshot.kind)
-        self.series.record(span)
-        self.export.add(span)
-        if self.access_log is not None:
-            self.access_log.add(span)
 
     # -- start -----------------------------------------------------------------------------------------------------
 
@@ -170,6 +182,8 @@ class Sidecar:
         if self._control is not None:
             self._control.restore()
         self._compile()
+        if self.session_file is not None:
+            self.session_file.restore()  # after the splits: their idle times count
         await self._resolver.first(RESOLVE_FIRST_S)
         if self._cache_file is not None:
             self._cache_file.restore()
@@ -182,6 +196,7 @@ class Sidecar:
         except OSError as error:
             raise named("admin", str(admin), error) from error
         self.export.start()
+        self.feedback.start()
         if self.access_log is not None:
             self.access_log.start()
         self._checks.start()
@@ -219,6 +234,10 @@ class Sidecar:
                         state.pool.tick(now)
                         pressure = max(pressure, state.admission.look(now))
                 self.runtime.pressure = pressure
+                if self.session_file is not None:
+                    self.session_file.tick(now, not self.draining)
+                else:
+                    self.runtime.sessions.sweep(now)
                 for tls in (self._server_tls, self._client_tls):
                     if tls is not None:
                         tls.poll()
@@ -261,6 +280,8 @@ class Sidecar:
         if resources is None:
             resources = self._control.resources if self._control is not None else {}
         policy = overlay(file if file is not None else self.settings.policy, resources)
+        if self.session_file is not None:
+            self.session_file.flush()  # what splits gave is on disk before others take their place
         self.runtime.snapshot = stack.compile_snapshot(self._resolver.expand(policy), self.runtime)
         told = self.settings.ingress
         if told is not None:
@@ -346,13 +367,18 @@ class Sidecar:
             await self._control.close()
         await self._checks.close()
         await self._resolver.close()
-        await self.export.close()
+        await asyncio.gather(self.export.close(), self.feedback.close())
         for rpc in self._export_rpcs:
             await rpc.close()
+        if self._control_rpc is not None:
+            await self._control_rpc.close()
+        await self.compressor.close()
         if self.access_log is not None:
             await self.access_log.close()
         if self._cache_file is not None:
             await self._cache_file.save()
+        if self.session_file is not None:
+            await self.session_file.close()
         for listener in self.listeners.values():
             listener.close()
         goodbye_ends = clock() + GOODBYE_S

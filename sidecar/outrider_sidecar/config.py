@@ -18,7 +18,7 @@ from typing import Any
 
 from outrider import tree, yaml_file
 from outrider.address import Address
-from outrider.defaults import agent_defaults
+from outrider.defaults import MAX_MIN_BATCH, agent_defaults, min_feedback_batch
 from outrider.policy import Agent, EndpointPolicy, Policy, PolicyError
 from outrider.policy_parse import policy_from_mapping, validate
 from outrider.settings import ConfigError, check_file, check_listener, check_pair, file_path, reader, within
@@ -76,8 +76,17 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class FeedbackSettings:
+    """What is kept of feedback while the control plane cannot be reached, and how it is sent."""
+
+    min_batch: int = 10  # items that go together, unless they are a second old; default: MIN_FEEDBACK_BATCH
+    spool_bytes: int = 64 * 1024 * 1024  # on disk, in state_dir
+    memory_bytes: int = 8 * 1024 * 1024  # where there is no state_dir
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything the sidecar is told at its start. `policy` holds the file's agents and its default agent."""
+    """Everything the sidecar is told at its start. `policy` holds the file's agents, splits and default agent."""
 
     listen: Address = Address("127.0.0.1", 7600)
     admin: Address = Address("127.0.0.1", 7602)
@@ -95,6 +104,7 @@ class Settings:
     access_log: str = ""  # empty: off; "-": standard output; else a file
     takeover: bool = False  # share the ports with the process that is to be replaced
     limits: Limits = field(default_factory=Limits)
+    feedback: FeedbackSettings = field(default_factory=FeedbackSettings)
     policy: Policy = field(default_factory=Policy)
     notes: tuple[str, ...] = ()  # what was passed over, for the log
     source: Path | None = None  # the file, absolute
@@ -106,12 +116,13 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
         telemetry, notes = environment.telemetry(environ)
         token = environment.control_token(environ)
         defaults = agent_defaults(environ)
+        min_batch = min_feedback_batch(environ)
     except PolicyError as error:
         raise ConfigError("environment", error.path, error.reason) from None
     source = path.absolute() if path is not None else None
     try:
         data = yaml_file.read(source) if source is not None else {}
-        return _settings(data, source, defaults, telemetry, notes, token)
+        return _settings(data, source, defaults, min_batch, telemetry, notes, token)
     except yaml_file.YamlError as error:
         raise ConfigError(str(path), error.place, error.reason) from None
     except PolicyError as error:
@@ -124,11 +135,18 @@ def masked(settings: Settings) -> dict[str, Any]:
 
 
 def _settings(
-    data: Any, source: Path | None, defaults: Any, telemetry: Telemetry, notes: tuple[str, ...], token: str
+    data: Any,
+    source: Path | None,
+    defaults: Any,
+    min_batch: int,
+    telemetry: Telemetry,
+    notes: tuple[str, ...],
+    token: str,
 ) -> Settings:
     known = [name for name in tree.field_types(Settings) if name not in _NOT_IN_FILE]
-    fields = dict(tree.section(data, "", [*known, "default_agent", "agents"]))
-    agents = policy_from_mapping({"agents": fields.pop("agents", [])}, defaults)
+    fields = dict(tree.section(data, "", [*known, "default_agent", "agents", "splits"]))
+    listed = {name: fields.pop(name, []) for name in ("agents", "splits")}
+    agents = policy_from_mapping(listed, defaults)
     default_agent = tree.scalar(str, fields.pop("default_agent", ""), "default_agent")
     ready: dict[str, Any] = {
         "policy": dataclasses.replace(agents, default_agent=default_agent),
@@ -146,6 +164,8 @@ def _settings(
             otlp, otlp_tls = _otlp(given["otlp"], "telemetry.otlp")
             telemetry = dataclasses.replace(telemetry, otlp=otlp, otlp_tls=otlp_tls)
     ready["telemetry"] = telemetry
+    base = FeedbackSettings(min_batch=min_batch)
+    ready["feedback"] = reader(folder).build(FeedbackSettings, fields.get("feedback", {}), "feedback", base, {})
     settings = reader(folder).build(Settings, fields, "", None, ready)
     _check(settings)
     return dataclasses.replace(settings, notes=(*notes, *_warnings(settings)))
@@ -178,6 +198,9 @@ def _check(settings: Settings) -> None:
     ):
         within(getattr(limits, name), low, high, f"limits.{name}")
     within(settings.drain_grace_s, 0, _MAX_WAIT_S, "drain_grace_s")
+    within(settings.feedback.min_batch, 1, MAX_MIN_BATCH, "feedback.min_batch")
+    within(settings.feedback.spool_bytes, 1024 * 1024, 2**40, "feedback.spool_bytes")
+    within(settings.feedback.memory_bytes, 1024 * 1024, 2**40, "feedback.memory_bytes")
     check_pair(tls.cert, tls.key, "tls")
     if tls.client_ca is not None and tls.cert is None:
         raise PolicyError("tls.client_ca", "needs tls.cert and tls.key: callers are asked for theirs inside TLS")

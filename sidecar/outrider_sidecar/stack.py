@@ -10,10 +10,26 @@ from dataclasses import replace
 from types import ModuleType
 
 from outrider.policy import Agent, EndpointPolicy, Outlier, Policy, Scaling
+from outrider.split import Split
 from outrider_sidecar.core.call import Step
 from outrider_sidecar.core.runtime import INGRESS_STATE, AgentState, Route, Runtime, Snapshot
 from outrider_sidecar.core.span import SERVER
-from outrider_sidecar.filters import admit, cache, deadline, degrade, dispatch, identify, limit, payload, retry, trace
+from outrider_sidecar.filters import (
+    admit,
+    cache,
+    compress,
+    deadline,
+    degrade,
+    dispatch,
+    experiment,
+    generation,
+    identify,
+    limit,
+    payload,
+    retry,
+    trace,
+    variant_metadata,
+)
 from outrider_sidecar.filters.load_report import LoadReporter
 
 Snapshots = Callable[[], Snapshot]
@@ -27,8 +43,11 @@ ENTRY: tuple[ModuleType, ...] = (
 EGRESS: tuple[ModuleType, ...] = (
     deadline,  # before anything that may wait: the only filter that ends a call by time
     payload,  # above the cache: hits are shaped by it too
+    experiment,  # above the cache: the variant is part of the key
     cache,  # hits take no slot; whatever stands below runs once for all callers of a key
+    generation,  # below the cache: a key is of what was asked, and of the variant; before its tokens are reserved
     limit,  # below the cache: hits use up no rate; before anything is spent on a call that is refused
+    compress,  # below the cache: a key is of what was asked; before admission: what waits is small already
     degrade,  # below the cache: a key is of what was asked; before calls wait, as their bytes do
     admit,  # after the cache: hits take no slot
     retry,  # below admit: an attempt reuses the permit
@@ -40,6 +59,7 @@ EGRESS: tuple[ModuleType, ...] = (
 INGRESS: tuple[ModuleType, ...] = (
     deadline,
     payload,
+    variant_metadata,  # before dispatch: the agent is told what the caller's sidecar says
     admit,
     dispatch,
 )
@@ -54,8 +74,11 @@ def compile_snapshot(policy: Policy, runtime: Runtime, filters: tuple[ModuleType
     routes: dict[str, Route] = {}
     for agent_id, agent in policy.agents.items():
         route = before.get(agent_id)
-        kept = route is not None and route.agent == agent and runtime.agents.get(agent_id) is route.state
-        routes[agent_id] = route if route is not None and kept else _route(agent, runtime, EGRESS, agent_id)
+        splits = policy.splits.get(agent_id, ())
+        kept = route is not None and route.agent == agent and route.splits == splits
+        if route is None or not kept or runtime.agents.get(agent_id) is not route.state:
+            route = _route(agent, runtime, EGRESS, agent_id, splits)
+        routes[agent_id] = route
     for agent_id in [name for name in runtime.agents if name not in routes and not name.startswith(INGRESS_STATE)]:
         runtime.agents.pop(agent_id).pool.close()
     return Snapshot(policy, routes, _entry(runtime))
@@ -92,14 +115,17 @@ def compile_ingress(
     return Snapshot(Policy({agent_id: agent}, agent_id), {agent_id: route}, _entry(runtime), SERVER)
 
 
-def _route(agent: Agent, runtime: Runtime, filters: tuple[ModuleType, ...], name: str) -> Route:
+def _route(
+    agent: Agent, runtime: Runtime, filters: tuple[ModuleType, ...], name: str, splits: tuple[Split, ...] = ()
+) -> Route:
     state: AgentState = runtime.state_of(name)
+    state.splits = splits
     steps: list[Step] = []
     for module in filters:
         step = module.build(agent, state, runtime)
         if step is not None:
             steps.append(step)
-    return Route(agent, state, tuple(steps))
+    return Route(agent, state, tuple(steps), splits)
 
 
 def _entry(runtime: Runtime) -> tuple[Step, ...]:

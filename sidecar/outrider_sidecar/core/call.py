@@ -17,7 +17,8 @@ from outrider_http2.head import Head, Rest
 from outrider_http2.hpack import literal
 from outrider_sidecar.core import errors
 from outrider_sidecar.core.request import Request
-from outrider_sidecar.core.span import DETACHED, THROUGH_INGRESS
+from outrider_sidecar.core.span import DETACHED, THROUGH_INGRESS, Compression
+from outrider_sidecar.core.timeout import timeout_literal
 
 if TYPE_CHECKING:
     from outrider_http2.stream import Sink, Stream
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from outrider_sidecar.core.payload import Payload, ReplyFacts, ReplyReader, RequestFacts
     from outrider_sidecar.core.runtime import Route, Runtime, Snapshot
     from outrider_sidecar.core.stage import Stage, Tap
+    from outrider_sidecar.core.treatment import Labels, Treatment
     from outrider_sidecar.core.wheel import Timer
 
 Step = Callable[["Call"], Any]
@@ -41,66 +43,17 @@ CLIENT: Final = "client"  # `ended_by` of calls their caller cancelled
 # Trace id, span id, parent id, tracestate, flags.
 NO_TRACE: Final[tuple[bytes, bytes, bytes, bytes, int]] = (b"", b"", b"", b"", 0)
 
-_TIMEOUT_PREFIX: Final = {size: literal(b"grpc-timeout", b"0" * size)[:-size] for size in range(2, 10)}
-
-
-def _timeout_literal(left_us: int) -> bytes:
-    """`grpc-timeout` as a literal: at most eight digits, rounded down, never zero."""
-    if left_us < 100_000_000:
-        value = b"%du" % max(1, left_us)
-    elif left_us < 100_000_000_000:
-        value = b"%dm" % (left_us // 1_000)
-    else:
-        value = b"%dS" % min(left_us // 1_000_000, 99_999_999)
-    return _TIMEOUT_PREFIX[len(value)] + value
-
 
 class Call(Request):
     """See the module. `down` is a stream, or anything with its sending half; `route` is set by the identify step."""
 
     __slots__ = (
-        "adapter",
-        "at",
-        "attempts",
-        "cache_key",
-        "cache_tier",
-        "cache_verdict",
-        "compared",
-        "connect_s",
-        "deadline",
-        "degraded",
-        "done",
-        "ended_by",
-        "first_byte_at",
-        "forward",
-        "hedges",
-        "hop",
-        "ids",
-        "lane",
-        "live",
-        "message",
-        "notes",
-        "payload",
-        "queue_s",
-        "reader",
-        "replied",
-        "reply_bytes",
-        "retrier",
-        "route",
-        "snapshot",
-        "stages",
-        "started_at",
-        "started_ns",
-        "status",
-        "steps",
-        "tail_extra",
-        "tap",
-        "timer",
-        "tokens",
-        "trace",
-        "tried",
-        "waiter",
-    )
+        "adapter", "asked_worker", "at", "attempts", "cache_key", "cache_tier", "cache_verdict", "compared",
+        "compress", "compressed", "connect_s", "deadline", "degraded", "done", "ended_by", "first_byte_at", "forward",
+        "hedges", "hop", "ids", "labels", "lane", "live", "message", "notes", "parked_here", "payload", "queue_s",
+        "reader", "replied", "reply_bytes", "retrier", "route", "snapshot", "stages", "started_at", "started_ns",
+        "status", "steps", "tail_extra", "tap", "timer", "tokens", "trace", "treatment", "tried", "unit", "waiter",
+    )  # fmt: skip
 
     def __init__(
         self, runtime: Runtime, snapshot: Snapshot, down: Sink, head: Head, rest: Rest, ended: bool, now: float
@@ -134,6 +87,13 @@ class Call(Request):
         self.waiter: Any = None  # its place in the queue, while it waits (filters.admit)
         self.connect_s = 0.0  # waited for connections
         self.degraded: list[str] | None = None  # steps of `policy.DEGRADATIONS` this call felt
+        self.treatment: Treatment | None = None  # its variants, and what they change (filters.experiment)
+        self.unit = ""  # as `Span.unit`
+        self.labels: Labels = ()  # of the endpoints that its variants bind it to
+        self.compress: bool | None = None  # whether its request is made smaller; None: as the policy says
+        self.compressed: Compression | None = None
+        self.asked_worker = False  # to compress what its request holds: a call asks once
+        self.parked_here = False  # until the worker answers; not with the call that takes over its work
         self.cache_verdict = ""
         self.cache_tier = ""
         self.cache_key = b""
@@ -212,6 +172,9 @@ class Call(Request):
         call.request_bytes = self.request_bytes
         call.adapter = self.adapter
         call.payload = self.payload
+        call.treatment = self.treatment  # its unit is not counted: nobody's call says nothing of one
+        call.compress = self.compress
+        call.labels = self.labels
         call.cache_key = self.cache_key
         call.lane = self.lane
         call.hop = DETACHED
@@ -263,13 +226,16 @@ class Call(Request):
             self.route.state.admission.requeue(self)
         elif self.attempt is None and not self.over and self.tried:
             self.steps[-1](self)
+        elif self.attempt is None and not self.over and not self.replied:
+            self.at -= 1  # the step that had parked it
+            self.run()
 
     def upstream_extra(self) -> bytes:
         """Literals for the next attempt's head: what is left of the deadline, trace context, this call's own fields."""
         extra = self.forward + self.rest.literals
         if self.deadline:
             left_us = int((self.deadline - self.runtime.clock()) * 1e6)
-            extra += _timeout_literal(left_us)
+            extra += timeout_literal(left_us)
         retries = len(self.tried) - 1
         if retries > 0:
             extra += literal(b"grpc-previous-rpc-attempts", b"%d" % retries)

@@ -10,8 +10,7 @@ Deliberately not here: adapters (`payloads`), who may see a cached reply.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from outrider.policy import Optimization
 
@@ -32,41 +31,145 @@ INCOMPLETE: Final = "incomplete"
 NO_MESSAGE: Final = "no_message"
 FINISH: Final = "finish"  # cut, filtered, refused or failed
 
+_NO_TOOLS: Final[frozenset[str]] = frozenset()
+_REPLY_FIELDS: Final = (
+    *("complete", "cacheable", "reason", "tools", "input_tokens", "output_tokens"),
+    *("cache_read_tokens", "cache_write_tokens", "model", "finish_reason"),
+)
+_REQUEST_FIELDS: Final = (
+    *("cacheable", "reason", "digest", "tier", "tags", "read_only_tools", "agent_id", "session_id", "user_id"),
+    *("tenant_id", "priority", "model", "stream", "max_output_tokens"),
+)
 
-@dataclass(slots=True)
+
 class RequestFacts:
-    """What is known about a request. Identity fields are what the message says; metadata beats them."""
+    """What is known about a request. Identity fields are what the message says; metadata beats them.
 
-    cacheable: bool
-    reason: str = ""  # why not
-    digest: bytes = b""  # 16 bytes; empty where not cacheable
-    tier: str = "raw"  # "llm", "tool" or "raw"
-    tags: tuple[str, ...] = ()  # names to purge the reply by
-    read_only_tools: frozenset[str] = frozenset()  # tools whose calls change nothing
-    agent_id: str = ""
-    session_id: str = ""
-    user_id: str = ""
-    tenant_id: str = ""
-    priority: int = 0  # outrider.v1.Priority
-    model: str = ""  # asked for
-    stream: bool = False
-    max_output_tokens: int = 0  # the most the reply may have; 0: not bounded, or not known
+    A plain class: a compiled one costs a third of a dataclass to make and to read, and there is one per call.
+    """
+
+    __slots__ = (
+        "agent_id",
+        "cacheable",
+        "digest",
+        "max_output_tokens",
+        "model",
+        "priority",
+        "read_only_tools",
+        "reason",
+        "session_id",
+        "stream",
+        "tags",
+        "tenant_id",
+        "tier",
+        "user_id",
+    )
+
+    def __init__(
+        self,
+        cacheable: bool,
+        reason: str = "",
+        digest: bytes = b"",
+        tier: str = "raw",
+        tags: tuple[str, ...] = (),
+        read_only_tools: frozenset[str] = _NO_TOOLS,
+        agent_id: str = "",
+        session_id: str = "",
+        user_id: str = "",
+        tenant_id: str = "",
+        priority: int = 0,
+        model: str = "",
+        stream: bool = False,
+        max_output_tokens: int = 0,
+    ):
+        self.cacheable = cacheable
+        self.reason = reason  # why not
+        self.digest = digest  # 16 bytes; empty where not cacheable
+        self.tier = tier  # "llm", "tool" or "raw"
+        self.tags = tags  # names to purge the reply by
+        self.read_only_tools = read_only_tools  # tools whose calls change nothing
+        self.agent_id = agent_id
+        self.session_id = session_id
+        self.user_id = user_id
+        self.tenant_id = tenant_id
+        self.priority = priority  # outrider.v1.Priority
+        self.model = model  # asked for
+        self.stream = stream
+        self.max_output_tokens = max_output_tokens  # the most the reply may have; 0: not bounded, or not known
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RequestFacts) and _fields(self) == _fields(other)
+
+    def __repr__(self) -> str:
+        return f"RequestFacts({_fields(self)})"
 
 
-@dataclass(slots=True)
 class ReplyFacts:
     """What is known about a reply that ended with status OK. 0 tokens: none, or not known."""
 
-    complete: bool  # whole messages, and an end that the format recognises
-    cacheable: bool
-    reason: str = ""  # why not
-    tools: tuple[str, ...] = ()  # names of the tools it calls
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cache_read_tokens: int = 0
-    cache_write_tokens: int = 0
-    model: str = ""  # that answered
-    finish_reason: str = ""  # lower case, as gen_ai.response.finish_reasons has it
+    __slots__ = (
+        "cache_read_tokens",
+        "cache_write_tokens",
+        "cacheable",
+        "complete",
+        "finish_reason",
+        "input_tokens",
+        "model",
+        "output_tokens",
+        "reason",
+        "tools",
+    )
+
+    def __init__(
+        self,
+        complete: bool,
+        cacheable: bool,
+        reason: str = "",
+        tools: tuple[str, ...] = (),
+        input_tokens: int = 0,
+        output_tokens: int = 0,
+        cache_read_tokens: int = 0,
+        cache_write_tokens: int = 0,
+        model: str = "",
+        finish_reason: str = "",
+    ):
+        self.complete = complete  # whole messages, and an end that the format recognises
+        self.cacheable = cacheable
+        self.reason = reason  # why not
+        self.tools = tools  # names of the tools it calls
+        self.input_tokens = input_tokens
+        self.output_tokens = output_tokens
+        self.cache_read_tokens = cache_read_tokens
+        self.cache_write_tokens = cache_write_tokens
+        self.model = model  # that answered
+        self.finish_reason = finish_reason  # lower case, as gen_ai.response.finish_reasons has it
+
+    def cut(self, reason: str) -> ReplyFacts:
+        """The same of a reply that is not whole."""
+        return ReplyFacts(
+            False,
+            False,
+            reason,
+            self.tools,
+            self.input_tokens,
+            self.output_tokens,
+            self.cache_read_tokens,
+            self.cache_write_tokens,
+            self.model,
+            self.finish_reason,
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ReplyFacts) and _fields(self) == _fields(other)
+
+    def __repr__(self) -> str:
+        return f"ReplyFacts({_fields(self)})"
+
+
+def _fields(facts: RequestFacts | ReplyFacts) -> dict[str, Any]:
+    """For tests and people."""
+    names = _REPLY_FIELDS if isinstance(facts, ReplyFacts) else _REQUEST_FIELDS
+    return {name: getattr(facts, name) for name in names}
 
 
 class ReplyReader(Protocol):

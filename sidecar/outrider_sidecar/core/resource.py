@@ -14,7 +14,8 @@ POLICY: Final = 1  # value: outrider.policy.Agent
 ENDPOINTS: Final = 2  # value: a tuple of outrider.policy.EndpointPolicy
 EPOCHS: Final = 3  # value: as `engines.epochs` exports it
 MESH: Final = 4  # value: the default agent's name
-KIND_NAMES: Final = {POLICY: "policy", ENDPOINTS: "endpoints", EPOCHS: "epochs", MESH: "mesh"}
+SPLITS: Final = 5  # value: a tuple of outrider.split.Split, of one agent
+KIND_NAMES: Final = {POLICY: "policy", ENDPOINTS: "endpoints", EPOCHS: "epochs", MESH: "mesh", SPLITS: "splits"}
 
 Key = tuple[int, str]  # kind and name
 

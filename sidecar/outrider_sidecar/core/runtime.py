@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from outrider.policy import Agent, Policy
+from outrider.split import Split
 from outrider_http2.head import Head
 from outrider_http2.shell import Reactor
 from outrider_sidecar.core.span import CLIENT
@@ -35,6 +36,7 @@ class AgentState:
         "cache",
         "calls",
         "capacity",
+        "compression",
         "failed",
         "flights",
         "idle",
@@ -44,6 +46,8 @@ class AgentState:
         "rates",
         "retry",
         "shed",
+        "splits",
+        "variants",
     )
 
     def __init__(self, agent_id: str):
@@ -59,20 +63,24 @@ class AgentState:
         self.admission: Any = None  # queue and limit (filters.admit)
         self.ladder: Any = None  # degradation steps that are taken (filters.admit)
         self.rates: Any = None  # limits over time (filters.limit)
+        self.compression: Any = None  # conversations, what pays (filters.compress)
         self.cache: Any = None  # stored replies, ghosts (filters.cache)
         self.flights: Any = None  # single-flight (filters.cache)
+        self.splits: tuple[Split, ...] = ()  # of the policy that its filters are built for
+        self.variants: Any = None  # counts of assignments (filters.experiment)
 
 
 class Route:
     """Where calls of one agent go: its policy, its live state and the steps after identification."""
 
-    __slots__ = ("agent", "agent_id", "state", "steps")
+    __slots__ = ("agent", "agent_id", "splits", "state", "steps")
 
-    def __init__(self, agent: Agent, state: AgentState, steps: tuple[Step, ...] = ()):
+    def __init__(self, agent: Agent, state: AgentState, steps: tuple[Step, ...] = (), splits: tuple[Split, ...] = ()):
         self.agent = agent
         self.agent_id = agent.agent_id
         self.state = state
         self.steps = steps
+        self.splits = splits
 
 
 class Snapshot:
@@ -124,11 +132,15 @@ class Runtime:
         self.epochs: Any = None  # cache invalidation (engines.epochs)
         self.sampler: Any = None  # engines.sampler
         self.shares: Any = None  # of limits over the fleet (engines.shares); None: no control plane is configured
+        self.sessions: Any = None  # what sessions and users hold of splits (engines.sessions)
         self.payloads: Any = None  # payload adapters
+        self.compressor: Any = None  # compresses off the loop (edge.compress_worker); None: nobody does
+        self.node = ""  # what handles of originals that are kept here name
         self.record: Callable[[Call], Any] = _ignore  # what becomes of an ended call's facts
         self.woke: Callable[[], Any] = _nothing  # an agent that was idle has a call
         self.own_span: Callable[[Call, Call | None], Any] = _no_span  # gives a detached call a span of its own
         self.local: Mapping[bytes, Step] = {}  # paths the sidecar answers itself when no agent is named
+        self.own: Mapping[bytes, Step] = {}  # paths the sidecar answers itself whoever is named
         self.connector: Callable[[Endpoint, Agent], Any] = _no_connector
 
     def _advance(self) -> None:

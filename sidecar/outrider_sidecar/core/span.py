@@ -52,6 +52,19 @@ class Details(NamedTuple):
     pick: tuple[str, ...] = ()  # "address score" of the endpoints compared for the last attempt
 
 
+class Compression(NamedTuple):
+    """What was made of a request's text. Absent on calls whose requests nobody looked at."""
+
+    tokens_before: int = 0
+    tokens_after: int = 0
+    compressors: tuple[str, ...] = ()  # with their versions: "columns/1"
+    us: int = 0  # on the sidecar's loop
+
+    @property
+    def tokens_saved(self) -> int:
+        return self.tokens_before - self.tokens_after
+
+
 class Admission(NamedTuple):
     """How a call got in. Absent on calls that came in at once, in the normal lane, and gave up nothing."""
 
@@ -92,7 +105,7 @@ class Span(NamedTuple):
     unit: str = ""  # keyed hash of the experiment unit
     attempts: tuple[Attempt, ...] = ()
     generation: Generation | None = None
-    tokens_saved: int = 0
+    compression: Compression | None = None
     notes: tuple[str, ...] = ()  # features that stepped aside: "cache: request over 1 MB"
     hop: int = 0  # bits: THROUGH_INGRESS, DETACHED
     tenant: str = ""

@@ -7,14 +7,12 @@ Deliberately not here: how policy is compiled and drained (the composition root 
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from collections.abc import Callable, Mapping
 
 from outrider.address import Address
 from outrider.policy import Limits
 from outrider_sidecar.config import Settings
-from outrider_sidecar.core import attributes
 from outrider_sidecar.core.resource import Key, Resource
 from outrider_sidecar.core.runtime import Runtime
 from outrider_sidecar.edge.control_plane import ControlPlane
@@ -23,6 +21,7 @@ from outrider_sidecar.edge.fleet_rates import FleetRates
 from outrider_sidecar.edge.load import loads
 from outrider_sidecar.edge.mesh import MeshLink
 from outrider_sidecar.edge.mesh_codec import Announced
+from outrider_sidecar.edge.parts import node_name
 from outrider_sidecar.edge.purges import Purges
 from outrider_sidecar.edge.pushed import Pushed
 from outrider_sidecar.edge.view import COMPILED
@@ -45,7 +44,7 @@ class ControlSide:
     ):
         self._settings = settings
         self._facts = {
-            "node": _node(settings.telemetry.resource),
+            "node": node_name(settings.telemetry.resource),
             "instance_id": instance_id,
             "agent_id": settings.ingress.agent_id if settings.ingress is not None else "",
             "version": version,
@@ -109,8 +108,3 @@ class ControlSide:
     async def close(self) -> None:
         """End the link and write what is held."""
         await asyncio.gather(self.link.close(), self.pushed.close())
-
-
-def _node(resource: Mapping[str, str]) -> str:
-    """The host's name, or what the environment calls it."""
-    return resource.get(attributes.NODE_NAME) or resource.get(attributes.HOST_NAME) or socket.gethostname()

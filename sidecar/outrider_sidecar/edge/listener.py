@@ -8,9 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from outrider_http2 import listener
-from outrider_http2.head import Head, Rest
-from outrider_http2.stream import Stream
-from outrider_sidecar.core.call import Call
+from outrider_sidecar.core.accept import Acceptor
 from outrider_sidecar.core.runtime import Runtime, Snapshot
 
 
@@ -18,18 +16,12 @@ class Listener(listener.Listener):
     """One address calls come in on. `snapshot()` gives the policy a new call runs under."""
 
     def __init__(self, runtime: Runtime, snapshot: Callable[[], Snapshot], max_connections: int = 4_096):
+        accept = Acceptor(runtime, snapshot).accept
         super().__init__(
             runtime.reactor,
-            lambda _: self._accept,
+            lambda _: accept,
             runtime.rng,
             max_connections,
             goodbye="the sidecar is going away",
             make_room=False,  # its callers are local, and a channel between two calls is worth keeping
         )
-        self._runtime = runtime
-        self._snapshot = snapshot
-
-    def _accept(self, stream: Stream, head: Head, rest: Rest, end: bool) -> None:
-        call = Call(self._runtime, self._snapshot(), stream, head, rest, end, self._runtime.clock())
-        stream.handler = call
-        call.run()

@@ -94,7 +94,8 @@ class MeshLink:
         """Give back what is held of limits over the fleet, and end the stream; takes a second at most."""
         self._closing = True
         if self._task is not None:
-            if self._gave_back():  # a stream that is reset takes with it what its peer has not read: have it ended there
+            if self._gave_back():
+                # A stream that is reset takes with it what its peer has not read: have it ended there.
                 await asyncio.wait([self._task], timeout=WITHDRAW_S)
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 from google.protobuf.message import DecodeError
 
-from outrider import codec, policy_parse
+from outrider import codec, policy_parse, split_codec
 from outrider.policy import Agent, EndpointPolicy, PolicyError
+from outrider.split import Split
 from outrider.v1 import mesh_pb2
-from outrider_sidecar.core.resource import ENDPOINTS, EPOCHS, KIND_NAMES, MESH, POLICY, Resource
+from outrider_sidecar.core.resource import ENDPOINTS, EPOCHS, KIND_NAMES, MESH, POLICY, SPLITS, Resource
 from outrider_sidecar.edge.load import Load
 from outrider_sidecar.engines.epochs import Epochs
 from outrider_sidecar.engines.shares import Granted, Use
@@ -25,8 +26,8 @@ Response = mesh_pb2.WatchResponse
 UpdateMessage = mesh_pb2.Update
 Welcome = mesh_pb2.Welcome
 
-CAPABILITIES = ("policy.v1", "endpoints.v1", "epochs.v1", "load.v1", "quotas.v1")
-_BODIES = {POLICY: "policy", ENDPOINTS: "endpoints", EPOCHS: "epochs", MESH: "mesh"}
+CAPABILITIES = ("policy.v1", "endpoints.v1", "epochs.v1", "load.v1", "quotas.v1", "splits.v1")
+_BODIES = {POLICY: "policy", ENDPOINTS: "endpoints", EPOCHS: "epochs", MESH: "mesh", SPLITS: "splits"}
 _MAX_REASON_CHARS = 1_000
 
 
@@ -114,7 +115,11 @@ def _mesh(_: str, message: Any) -> str:
     return message.default_agent
 
 
-_VALUES = {POLICY: _agent, ENDPOINTS: _endpoints, EPOCHS: _epochs, MESH: _mesh}
+def _splits(name: str, message: Any) -> tuple[Split, ...]:
+    return split_codec.decode_splits(message.splits, name)
+
+
+_VALUES = {POLICY: _agent, ENDPOINTS: _endpoints, EPOCHS: _epochs, MESH: _mesh, SPLITS: _splits}
 
 
 # -- what the sidecar says ---------------------------------------------------------------------------------------------

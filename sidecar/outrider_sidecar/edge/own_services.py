@@ -1,11 +1,12 @@
-"""Calls the sidecar answers itself: health (grpc.health.v1) and reflection (v1 and v1alpha).
+"""Calls the sidecar answers itself: health (grpc.health.v1), reflection (v1 and v1alpha), and its own service.
 
 Always holds: they are steps like any other, so they are traced and end by the caller's deadline or cancellation; open
 streams are bounded in number and in what they hold, and end once their connection drains, so that they never hold up
 a shutdown. Watchers hear of a change within LOOK_EVERY_S.
 
 Deliberately not here: when these steps are taken (filter `identify`), descriptors (`reflection`, loaded by the first
-reflection call), the health of agents: name the agent, and its own health service answers.
+reflection call), what the methods of the sidecar's own service do (the modules beside), the health of agents: name the
+agent, and its own health service answers.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ from outrider_sidecar.payloads.wire import Deframer, Unreadable, one_message
 HEALTH = b"/grpc.health.v1.Health"
 REFLECTION = b"/grpc.reflection.v1.ServerReflection"
 REFLECTION_ALPHA = b"/grpc.reflection.v1alpha.ServerReflection"
+SIDECAR = b"/outrider.v1.Sidecar"
 SERVICES = (
     "grpc.health.v1.Health",
     "grpc.reflection.v1.ServerReflection",
     "grpc.reflection.v1alpha.ServerReflection",
     "outrider.v1.Agent",
+    "outrider.v1.Sidecar",
 )
 NAMES = frozenset(("", *SERVICES))  # health is known of; "" is the sidecar as a whole
 
@@ -52,6 +55,17 @@ def own_services(runtime: Runtime, serving: Callable[[str], bool]) -> Mapping[by
     }
 
 
+def sidecar_service(methods: Mapping[bytes, Step]) -> Mapping[bytes, Step]:
+    """The step of the service `outrider.v1.Sidecar` by its path, of the steps by its methods' names."""
+    by_path = {SIDECAR + b"/" + name: step for name, step in methods.items()}
+
+    def sidecar(call: Call) -> bool:
+        step = by_path.get(call.head.path)
+        return step(call) if step is not None else unimplemented(call)
+
+    return {SIDECAR: sidecar}
+
+
 class Streams:
     """Calls that stay open. While there are any, each is looked at in turn, every LOOK_EVERY_S."""
 
@@ -68,7 +82,7 @@ class Streams:
         self._open[call] = look
         call.on_done(self._forget)
         if call.timer is None:
-            _end_in_time(call)
+            end_in_time(call)
         if self._timer is None:
             self._timer = self._runtime.reactor.loop.call_later(LOOK_EVERY_S, self._look)
         return not call.over
@@ -97,7 +111,8 @@ class Streams:
             self._timer = self._runtime.reactor.loop.call_later(LOOK_EVERY_S, self._look)
 
 
-def _end_in_time(call: Call) -> None:
+def end_in_time(call: Call) -> None:
+    """The call ends by its caller's deadline, where it has one."""
     raw = call.rest.values.get(b"grpc-timeout")
     left_s = parse_timeout_s(raw) if raw is not None else None
     if left_s is not None:
@@ -123,16 +138,16 @@ class Health:
         """Answers one call, once its request is whole."""
         method = self._methods.get(call.head.path)
         if method is None:
-            return _unimplemented(call)
+            return unimplemented(call)
         if call.timer is None:
-            _end_in_time(call)
+            end_in_time(call)
         if call.want_body(MAX_REQUEST_BYTES, self.step):
             return True
         try:
             encoding = call.head.values.get(b"grpc-encoding", b"")
             message = one_message(b"".join(call.body or ()), encoding, MAX_REQUEST_BYTES)
         except Unreadable as error:
-            return _unreadable(call, error.reason)
+            return unreadable(call, error.reason)
         method(call, last_bytes(message, 1).decode("utf-8", "replace"))
         return True
 
@@ -143,11 +158,11 @@ class Health:
         if name not in NAMES:
             call.fail(errors.NOT_FOUND, f"no service {name[:100]!r} here; health is known of {', '.join(SERVICES)}")
             return
-        _answer(call, varint_field(1, self._status(name)))
+        answer(call, varint_field(1, self._status(name)))
 
     def _list(self, call: Call, _: str) -> None:
         entries = [(name.encode(), varint_field(1, self._status(name))) for name in sorted(NAMES)]
-        _answer(call, b"".join([bytes_field(1, bytes_field(1, name) + bytes_field(2, one)) for name, one in entries]))
+        answer(call, b"".join([bytes_field(1, bytes_field(1, name) + bytes_field(2, one)) for name, one in entries]))
 
     def _watch(self, call: Call, name: str) -> None:
         told = 0
@@ -178,7 +193,7 @@ class Reflection:
     def step(self, call: Call) -> bool:
         """Opens the stream of one call."""
         if call.head.path != self._path:
-            return _unimplemented(call)
+            return unimplemented(call)
         from outrider_sidecar.edge.reflection import answer
 
         if self._streams.add(call, _nothing):
@@ -255,7 +270,7 @@ class Conversation:
                 self._again_due = True
                 call.runtime.reactor.loop.call_soon(self._again)
         elif self._deframer.reason:
-            _unreadable(call, self._deframer.reason)
+            unreadable(call, self._deframer.reason)
         elif self._ended:
             call.attempt = None
             call.reply_tail(errors.ERROR_TAILS[errors.OK], b"", errors.OK)
@@ -267,17 +282,20 @@ class Conversation:
         self._go_on()
 
 
-def _answer(call: Call, message: bytes) -> None:
+def answer(call: Call, message: bytes) -> None:
+    """The whole reply to a unary call."""
     call.reply_head(errors.REPLY_HEAD)
     call.reply_data(_framed(message))
     call.reply_tail(errors.ERROR_TAILS[errors.OK], b"", errors.OK)
 
 
-def _unimplemented(call: Call) -> bool:
+def unimplemented(call: Call) -> bool:
+    """The call names no method that is served here."""
     return call.fail(errors.UNIMPLEMENTED, f"{call.head.path_text[:200]} is no method of this sidecar's own services")
 
 
-def _unreadable(call: Call, reason: str) -> bool:
+def unreadable(call: Call, reason: str) -> bool:
+    """The request is no message that can be read; `reason` as in `payloads.wire`."""
     status = errors.UNIMPLEMENTED if reason == UNKNOWN_ENCODING else errors.INVALID_ARGUMENT
     return call.fail(status, f"the request cannot be read: {reason}")
 

@@ -6,19 +6,24 @@ import errno
 import json
 import os
 import random
+import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 from outrider.policy import Agent
 from outrider_http2.shell import Reactor
 from outrider_sidecar.config import Settings
-from outrider_sidecar.core import attributes, errors
+from outrider_sidecar.core import attributes
 from outrider_sidecar.core.endpoint import Endpoint
+from outrider_sidecar.core.runtime import Runtime
 from outrider_sidecar.edge.control_plane import ControlPlane
+from outrider_sidecar.edge.control_rpc import ControlRpc
 from outrider_sidecar.edge.export import CONTROL, PATH, Answer, Collector, Export, Send
-from outrider_sidecar.edge.rpc import Rpc, RpcReply
+from outrider_sidecar.edge.feedback import Feedback
+from outrider_sidecar.edge.feedback_spool import FileSpool, MemorySpool, Spool
+from outrider_sidecar.edge.rpc import Rpc
 from outrider_sidecar.edge.upstream import Connector
 from outrider_sidecar.engines.export_queue import ExportPolicy
 from outrider_sidecar.engines.otlp import Encoder
@@ -81,10 +86,16 @@ def control_plane(settings: Settings, tls: Contexts | None) -> ControlPlane | No
     return ControlPlane(settings, lambda wanted: _context_for(tls, wanted)) if settings.control else None
 
 
+def control_rpc(plane: ControlPlane, reactor: Reactor) -> ControlRpc:
+    """Calls to the control planes, beside the watch."""
+    links = [Rpc(reactor, address, plane.context(at), "", plane.fields) for at, address in enumerate(plane.addresses)]
+    return ControlRpc(plane, links)
+
+
 def exporters(
-    settings: Settings, reactor: Reactor, tls: Contexts | None, plane: ControlPlane | None, instance_id: str
+    settings: Settings, reactor: Reactor, tls: Contexts | None, control: ControlRpc | None, instance_id: str
 ) -> tuple[Export, list[Rpc]]:
-    """The exporter and its connections.
+    """The exporter, and its connections besides those to the control plane.
 
     One collector for the control plane, which gets every span, and one for `telemetry.otlp`.
     """
@@ -103,41 +114,28 @@ def exporters(
         rpc = Rpc(reactor, str(telemetry.otlp), _context_for(tls, telemetry.otlp_tls), "", fields)
         rpcs.append(rpc)
         collectors.append(Collector("otlp", _sender(rpc, policy), encoder, policy, random.Random()))
-    if plane is not None:
-        links = [
-            Rpc(reactor, address, plane.context(at), "", plane.fields) for at, address in enumerate(plane.addresses)
-        ]
-        rpcs += links
-        send = _control_sender(plane, links, policy)
+    if control is not None:
+        send = _sender(control, policy)
         collectors.append(Collector(CONTROL, send, encoder, policy, random.Random(), every_span=True))
     return Export(encoder, collectors), rpcs
 
 
-def _control_sender(plane: ControlPlane, links: list[Rpc], policy: ExportPolicy) -> Send:
-    """To the control plane that is watched, else to the first of the others that is there."""
-    timeout_s = policy.timeout_ms / 1e3 / len(links)
-
-    async def send(request: bytes) -> Answer:
-        first = plane.current
-        reply = RpcReply(errors.UNAVAILABLE)
-        for step in range(len(links)):
-            rpc = links[(first + step) % len(links)]
-            reply = await rpc.unary(PATH, request, timeout_s)
-            if reply.status == errors.UNAUTHENTICATED and rpc.forget_fields():
-                reply = await rpc.unary(PATH, request, timeout_s)  # the token was exchanged since the dial
-            if reply.status != errors.UNAVAILABLE:
-                break
-        return Answer(reply.status, reply.message, reply.details, reply.pushback_ms, reply.text)
-
-    return send
-
-
-def _sender(rpc: Rpc, policy: ExportPolicy) -> Send:
+def _sender(rpc: Rpc | ControlRpc, policy: ExportPolicy) -> Send:
     async def send(request: bytes) -> Answer:
         reply = await rpc.unary(PATH, request, policy.timeout_ms / 1e3)
         return Answer(reply.status, reply.message, reply.details, reply.pushback_ms, reply.text)
 
     return send
+
+
+def feedback(settings: Settings, runtime: Runtime, control: ControlRpc | None, instance_id: str) -> Feedback:
+    """What takes feedback on calls; kept on disk where there is a state directory."""
+    spool: Spool
+    if settings.state_dir is not None:
+        spool = FileSpool(settings.state_dir, settings.feedback.spool_bytes)
+    else:
+        spool = MemorySpool(settings.feedback.memory_bytes)
+    return Feedback(runtime, control, spool, instance_id, settings.feedback.min_batch)
 
 
 def named(field: str, address: str, error: OSError) -> OSError:
@@ -162,3 +160,8 @@ def write_ports(path: Path, ports: dict[str, int], admin: int) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.write_text(json.dumps({**ports, "admin": admin}) + "\n")
     aside.replace(path)
+
+
+def node_name(resource: Mapping[str, str]) -> str:
+    """The host's name, or what the environment calls it."""
+    return resource.get(attributes.NODE_NAME) or resource.get(attributes.HOST_NAME) or socket.gethostname()

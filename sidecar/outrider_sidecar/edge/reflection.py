@@ -1,4 +1,4 @@
-"""What reflection tells of the services a sidecar serves itself: the Agent API, health, and reflection.
+"""What reflection tells of the services a sidecar serves itself: the Agent API, its own service, health, reflection.
 
 Always holds: answers are made of a pool of our own, so that what else is loaded in the process is not shown; a file
 comes with all it imports, itself first. Loaded by the first reflection call, because it loads protobuf.
@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 
 from outrider_sidecar.core import errors
 from outrider_sidecar.edge.own_services import SERVICES
-from outrider_sidecar.payloads import native_contract
+from outrider_sidecar.payloads import native_contract, sidecar_contract
 
 HEALTH_FILE = "grpc/health/v1/health.proto"
 _TYPES = {
@@ -79,7 +79,8 @@ def _pool() -> DescriptorPool:
     pool = DescriptorPool()
     for imported in (duration_pb2, struct_pb2):
         pool.AddSerializedFile(imported.DESCRIPTOR.serialized_pb)
-    pool.AddSerializedFile(native_contract())
+    for contract in (native_contract(), *sidecar_contract()):
+        pool.AddSerializedFile(contract)
     for file in (_health_file(), _reflection_file("grpc.reflection.v1"), _reflection_file("grpc.reflection.v1alpha")):
         pool.AddSerializedFile(file.SerializeToString())
     return pool

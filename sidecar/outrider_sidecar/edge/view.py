@@ -15,8 +15,13 @@ from outrider_sidecar.core import call
 from outrider_sidecar.core.metric import Family, HistogramFamily, Labels
 from outrider_sidecar.core.runtime import INGRESS_STATE, AgentState, Runtime
 from outrider_sidecar.edge.access_log import AccessLog
+from outrider_sidecar.edge.compress_view import compression_families, compression_shown
+from outrider_sidecar.edge.compress_worker import CompressWorker
 from outrider_sidecar.edge.export import Export
+from outrider_sidecar.edge.feedback import Feedback
 from outrider_sidecar.edge.listener import Listener
+from outrider_sidecar.edge.session_file import SessionFile
+from outrider_sidecar.edge.variants_view import split_families, splits_shown
 from outrider_sidecar.engines.series import Series
 from outrider_sidecar.filters.dispatch import state_of
 
@@ -45,8 +50,11 @@ class Sidecar(Protocol):
     reactor: Reactor
     series: Series
     export: Export
+    feedback: Feedback
+    compressor: CompressWorker
     access_log: AccessLog | None
     listeners: dict[str, Listener]
+    session_file: SessionFile | None
 
     @property
     def link(self) -> Link | None: ...
@@ -82,6 +90,8 @@ class SidecarView:
         shown = config.masked(self._sidecar.settings)
         shown["last_reload"] = self._sidecar.last_reload
         link = self._sidecar.link
+        shown["splits"] = splits_shown(self._sidecar.runtime)
+        shown["compression"] = compression_shown(self._sidecar.runtime)
         shown["control_link"] = link.state() if link is not None else None
         return shown
 
@@ -164,6 +174,7 @@ class SidecarView:
         sidecar = self._sidecar
         yield from sidecar.series.families()
         yield from sidecar.export.families()
+        yield from sidecar.feedback.families()
         if sidecar.access_log is not None:
             yield from sidecar.access_log.families()
         if sidecar.link is not None:
@@ -173,6 +184,10 @@ class SidecarView:
         yield from self._admission_families()
         yield from self._rate_families()
         yield from self._cache_families()
+        yield from split_families(sidecar.runtime)
+        yield from compression_families(sidecar.runtime, sidecar.compressor)
+        if sidecar.session_file is not None:
+            yield from sidecar.session_file.families()
 
     def _process_families(self) -> Iterable[Family]:
         sidecar = self._sidecar

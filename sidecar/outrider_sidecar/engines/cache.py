@@ -14,6 +14,7 @@ the epoch first, then purge to free memory), single-flight, disk.
 from __future__ import annotations
 
 import sys
+from collections import OrderedDict
 from operator import attrgetter
 from random import Random
 from typing import Any, Final
@@ -25,14 +26,11 @@ from outrider_sidecar.core.entry import Entry
 __all__ = ["Cache", "Entry", "TierCount"]
 
 TIERS: Final = ("llm", "tool", "raw")
-_STORES: Final = {"lru": cachetools.LRUCache, "lfu": cachetools.LFUCache}
+STRATEGIES: Final = ("lru", "lfu")
 _MISS: Final[tuple[None, bool]] = (None, False)
 _SWEEP_EVERY: Final = 64  # puts; a sweep in passing would cost each of them a microsecond more
 _SWEPT: Final = 128  # entries then: twice the puts, so that a round ends
 _CLOCK_SLACK_S: Final = 60.0
-
-_weight: Final = attrgetter("weight_bytes")
-_peek: Final = cachetools.Cache.__getitem__  # a look that does not count as a use
 
 
 _COUNTED: Final = ("bytes", "entries", "hits", "misses", "stale", "stored")
@@ -56,6 +54,59 @@ class TierCount:
         return {name: getattr(self, name) for name in _COUNTED}
 
 
+class Lru:
+    """Keys in the order of their last use. One C call each, where cachetools.LRUCache takes 1 to 3 us."""
+
+    __slots__ = ("_order",)
+
+    def __init__(self) -> None:
+        self._order: OrderedDict[bytes, None] = OrderedDict()
+
+    def use(self, key: bytes) -> None:
+        self._order.move_to_end(key)
+
+    def add(self, key: bytes) -> None:
+        """A key, or a use of one that is there."""
+        self._order[key] = None
+        self._order.move_to_end(key)
+
+    def remove(self, key: bytes) -> None:
+        del self._order[key]
+
+    def pop(self) -> bytes:
+        """Take out what goes next."""
+        return self._order.popitem(last=False)[0]
+
+    def clear(self) -> None:
+        self._order.clear()
+
+
+class Lfu(Lru):
+    """Keys by how often they were used, the oldest first among equals."""
+
+    __slots__ = ("_store",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        # The budget is kept by Cache itself: it has to see what leaves, and a new size is then a number, not a rebuild.
+        self._store: cachetools.LFUCache[bytes, None] = cachetools.LFUCache(sys.maxsize)
+
+    def use(self, key: bytes) -> None:
+        self._store[key]
+
+    def add(self, key: bytes) -> None:
+        self._store[key] = None
+
+    def remove(self, key: bytes) -> None:
+        del self._store[key]
+
+    def pop(self) -> bytes:
+        return self._store.popitem()[0]
+
+    def clear(self) -> None:
+        self._store.clear()
+
+
 class Cache:
     """One agent's replies.
 
@@ -65,8 +116,9 @@ class Cache:
 
     __slots__ = (
         "_cursor",
+        "_entries",
+        "_order",
         "_rng",
-        "_store",
         "_tags",
         "_unswept",
         "by_tier",
@@ -78,6 +130,7 @@ class Cache:
         "max_object_bytes",
         "purged",
         "refused_too_large",
+        "size_bytes",
         "stale_ratio",
         "strategy",
     )
@@ -92,7 +145,9 @@ class Cache:
         rng: Random,
         keep_s: float = 0.0,
     ):
-        self._store = _new_store(strategy)
+        self._order = _new_order(strategy)
+        self._entries: dict[bytes, Entry] = {}
+        self.size_bytes = 0  # weight of all that is kept
         self._rng = rng
         self._tags: dict[str, set[bytes]] = {}
         self._cursor: list[bytes] = []  # keys the sweep has still to visit in this round
@@ -110,15 +165,10 @@ class Cache:
         self.keep_s = keep_s
 
     def __len__(self) -> int:
-        return len(self._store)
+        return len(self._entries)
 
     def __contains__(self, key: bytes) -> bool:
-        return key in self._store
-
-    @property
-    def size_bytes(self) -> int:
-        """Weight of all that is kept."""
-        return int(self._store.currsize)
+        return key in self._entries
 
     def get(
         self, key: bytes, now: float, max_age_s: float | None = None, tier: str = "raw", late: bool = False
@@ -129,10 +179,11 @@ class Cache:
         entry too old for this caller stays for others. `tier` is where a miss is counted. `late`: an entry is stale
         for `keep_s` at least.
         """
-        entry = self._store.get(key)
+        entry = self._entries.get(key)
         if entry is None:
             self.by_tier[tier].misses += 1
             return _MISS
+        self._order.use(key)
         if max_age_s is not None and (now - entry.stored_at > max_age_s or now >= entry.fresh_until):
             self.by_tier[tier].misses += 1
             return _MISS
@@ -184,7 +235,7 @@ class Cache:
             self._is_dead(entry, now)
             or entry.stored_at > now + _CLOCK_SLACK_S
             or entry.tier not in self.by_tier
-            or entry.key in self._store
+            or entry.key in self._entries
             or entry.weight_bytes > self.max_object_bytes
             or self.size_bytes + entry.weight_bytes > self.max_bytes
         ):
@@ -194,9 +245,10 @@ class Cache:
 
     def remove(self, key: bytes) -> bool:
         """Drop one entry; False when there is none."""
-        if key not in self._store:
+        entry = self._entries.get(key)
+        if entry is None:
             return False
-        self._remove(_peek(self._store, key))
+        self._remove(entry)
         self.purged += 1
         return True
 
@@ -209,8 +261,10 @@ class Cache:
 
     def clear(self) -> int:
         """Drop everything; how many there were. Counters stay."""
-        count = len(self._store)
-        self._store.clear()
+        count = len(self._entries)
+        self._order.clear()
+        self._entries.clear()
+        self.size_bytes = 0
         self._tags.clear()
         self._cursor.clear()
         for tier in self.by_tier.values():
@@ -222,11 +276,12 @@ class Cache:
         """Visit the next `count` entries of the round and drop those past their life; how many were dropped."""
         cursor = self._cursor
         if not cursor:
-            self._cursor = cursor = list(self._store)
+            self._cursor = cursor = list(self._entries)
         dropped = 0
         for _ in range(min(count, len(cursor))):
             key = cursor.pop()
-            if key in self._store and self._is_dead(entry := _peek(self._store, key), now):
+            entry = self._entries.get(key)
+            if entry is not None and self._is_dead(entry, now):
                 self._remove(entry)
                 dropped += 1
         self.expired += dropped
@@ -250,12 +305,12 @@ class Cache:
         """
         if strategy != self.strategy:
             coldest_first = self.entries()[::-1]
-            self._store = _new_store(strategy)
+            self._order = _new_order(strategy)
             for entry in coldest_first:
-                self._store[entry.key] = entry
+                self._order.add(entry.key)
             self.strategy = strategy
         if max_object_bytes < self.max_object_bytes:
-            for entry in [_peek(self._store, key) for key in self._store]:
+            for entry in list(self._entries.values()):
                 if entry.weight_bytes > max_object_bytes:
                     self._remove(entry)
                     self.evictions += 1
@@ -270,7 +325,7 @@ class Cache:
     def entries(self) -> list[Entry]:
         """All entries, hottest first by the strategy in force: a list of the caller's own."""
         by_heat = attrgetter("uses", "used_at") if self.strategy == "lfu" else attrgetter("used_at", "uses")
-        return sorted([_peek(self._store, key) for key in self._store], key=by_heat, reverse=True)
+        return sorted(self._entries.values(), key=by_heat, reverse=True)
 
     def stats(self) -> dict[str, Any]:
         """Counters and sizes, in total and by tier, for the operator."""
@@ -288,33 +343,37 @@ class Cache:
         }
 
     def _place(self, entry: Entry) -> None:
-        store = self._store
-        old = store.get(entry.key)
+        key = entry.key
+        old = self._entries.get(key)
         needed = entry.weight_bytes - (old.weight_bytes if old is not None else 0)
-        while store.currsize + needed > self.max_bytes:
+        while self.size_bytes + needed > self.max_bytes:
             if self._evict() is old:
                 old = None
                 needed = entry.weight_bytes
         if old is not None:
             self._forget(old)
-        store[entry.key] = entry
+        self._order.add(key)
+        self._entries[key] = entry
+        self.size_bytes += entry.weight_bytes
         tier = self.by_tier[entry.tier]
         tier.entries += 1
         tier.bytes += entry.weight_bytes
         for tag in entry.tags:
-            self._tags.setdefault(tag, set()).add(entry.key)
+            self._tags.setdefault(tag, set()).add(key)
 
     def _evict(self) -> Entry:
-        _, entry = self._store.popitem()
+        entry = self._entries[self._order.pop()]
         self._forget(entry)
         self.evictions += 1
         return entry
 
     def _remove(self, entry: Entry) -> None:
-        del self._store[entry.key]
+        self._order.remove(entry.key)
         self._forget(entry)
 
     def _forget(self, entry: Entry) -> None:
+        del self._entries[entry.key]
+        self.size_bytes -= entry.weight_bytes
         tier = self.by_tier[entry.tier]
         tier.entries -= 1
         tier.bytes -= entry.weight_bytes
@@ -326,8 +385,7 @@ class Cache:
                     del self._tags[tag]
 
 
-def _new_store(strategy: str) -> cachetools.Cache[bytes, Entry]:
-    if strategy not in _STORES:
-        raise ValueError(f"cache strategy {strategy!r} is not one of {', '.join(_STORES)}")
-    # The budget is kept by Cache itself: it has to see what leaves, and a new size is then a number, not a rebuild.
-    return _STORES[strategy](sys.maxsize, getsizeof=_weight)
+def _new_order(strategy: str) -> Lru:
+    if strategy not in STRATEGIES:
+        raise ValueError(f"cache strategy {strategy!r} is not one of {', '.join(STRATEGIES)}")
+    return Lru() if strategy == "lru" else Lfu()

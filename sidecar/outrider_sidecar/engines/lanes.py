@@ -30,12 +30,13 @@ _TRIM: Final = 32  # entries that were taken and stay in front of a tenant's lis
 
 
 class Waiter:
-    """One call's place in the queue. `call` and `timer` are the owner's; the rest is the queue's once it is put."""
+    """One call's place in the queue. `call`, `labels` and `timer` are the owner's, the rest the queue's once put."""
 
-    __slots__ = ("call", "deadline", "lane", "late", "number", "queued", "queued_at", "tenant", "timer")
+    __slots__ = ("call", "deadline", "labels", "lane", "late", "number", "queued", "queued_at", "tenant", "timer")
 
     def __init__(self, call: Any, lane: int, tenant: bytes, deadline: float):
         self.call = call
+        self.labels: tuple[tuple[str, str], ...] = ()  # of the endpoints it is bound to
         self.lane = lane  # index of `policy.LANES`
         self.tenant = tenant
         self.deadline = deadline  # monotonic seconds; 0.0: none

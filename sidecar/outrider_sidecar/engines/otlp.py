@@ -18,7 +18,16 @@ from typing import Any, Final
 
 from outrider_sidecar.core import attributes as names
 from outrider_sidecar.core import errors
-from outrider_sidecar.core.span import DETACHED, SERVER, THROUGH_INGRESS, Admission, Attempt, Generation, Span
+from outrider_sidecar.core.span import (
+    DETACHED,
+    SERVER,
+    THROUGH_INGRESS,
+    Admission,
+    Attempt,
+    Compression,
+    Generation,
+    Span,
+)
 
 TEXT_MAX_CHARS: Final = 1_024
 _STATICS_MAX: Final = 1_024  # distinct static parts kept; all are dropped when callers invent more
@@ -98,17 +107,24 @@ class _IntAttribute:
 
 
 class _TextAttribute:
-    """A text attribute with its key prepared."""
+    """A text attribute whose bytes before the text are kept for each length that was seen."""
 
-    __slots__ = ("_key_field", "_number")
+    __slots__ = ("_key_field", "_number", "_prefixes")
 
     def __init__(self, number: int, key: str):
         self._number = varint(number << 3 | 2)
         self._key_field = field(1, key.encode())
+        self._prefixes: dict[int, bytes] = {}  # at most as many as a text may have bytes
 
     def encode(self, value: str) -> bytes:
-        body = self._key_field + field(2, field(1, _text(value)))
-        return self._number + varint(len(body)) + body
+        text = _text(value)
+        size = len(text)
+        prefix = self._prefixes.get(size)
+        if prefix is None:
+            body = self._key_field + field(2, field(1, text))
+            prefix = self._number + varint(len(body)) + body[: len(body) - size]
+            self._prefixes[size] = prefix
+        return prefix + text
 
 
 _SPAN_ATTRIBUTE: Final = 9
@@ -119,6 +135,8 @@ _FIRST_BYTE: Final = _IntAttribute(_SPAN_ATTRIBUTE, names.FIRST_BYTE_US).encode
 _REQUEST_BYTES: Final = _IntAttribute(_SPAN_ATTRIBUTE, names.REQUEST_BYTES).encode
 _REPLY_BYTES: Final = _IntAttribute(_SPAN_ATTRIBUTE, names.REPLY_BYTES).encode
 _TOKENS_SAVED: Final = _IntAttribute(_SPAN_ATTRIBUTE, names.TOKENS_SAVED).encode
+_TOKENS_BEFORE: Final = _IntAttribute(_SPAN_ATTRIBUTE, names.TOKENS_BEFORE).encode
+_COMPRESSION_US: Final = _IntAttribute(_SPAN_ATTRIBUTE, names.COMPRESSION_US).encode
 _INPUT_TOKENS: Final = _IntAttribute(_SPAN_ATTRIBUTE, names.INPUT_TOKENS).encode
 _OUTPUT_TOKENS: Final = _IntAttribute(_SPAN_ATTRIBUTE, names.OUTPUT_TOKENS).encode
 _CACHE_READ_TOKENS: Final = _IntAttribute(_SPAN_ATTRIBUTE, names.CACHE_READ_TOKENS).encode
@@ -177,7 +195,7 @@ class Encoder:
         (
             trace_id, span_id, parent_id, tracestate, flags, kind, method, agent_id, endpoint, start_unix_ns, total_us,
             status, error, admission, connect_us, first_byte_us, request_bytes, reply_bytes, cache, cache_tier, variant,
-            session, unit, attempts, generation, tokens_saved, notes, hop, tenant, details,
+            session, unit, attempts, generation, compression, notes, hop, tenant, details,
         ) = span  # fmt: skip
         end_unix_ns = start_unix_ns + total_us * 1_000
         if parent_id:
@@ -211,7 +229,7 @@ class Encoder:
             self._generation(parts, generation)
         if tenant:
             parts.append(_TENANT(tenant))
-        if details or tracestate or unit or attempts or tokens_saved or notes:
+        if details or tracestate or unit or attempts or compression is not None or notes:
             if details is not None:
                 if details.cache_key:
                     parts.append(_CACHE_KEY + hexlify(details.cache_key))
@@ -221,8 +239,8 @@ class Encoder:
                 parts.append(field(3, tracestate))
             if unit:
                 parts.append(_UNIT(unit))
-            if tokens_saved:
-                parts.append(_TOKENS_SAVED(tokens_saved))
+            if compression is not None:
+                self._compression(parts, compression)
             if notes:
                 parts.append(field(_SPAN_ATTRIBUTE, key_value(names.NOTES, notes)))
             parts += [self._attempt(start_unix_ns, attempt) for attempt in attempts]
@@ -270,6 +288,16 @@ class Encoder:
             static = _keep(self._attempts, key, b"".join(parts))
         body = _EVENT_TIME.pack(b"\x09", start_unix_ns + start_us * 1_000) + static + _ATTEMPT_US(total_us)
         return b"\x5a" + varint(len(body)) + body
+
+    def _compression(self, parts: list[bytes], compression: Compression) -> None:
+        before, after, compressors, us = compression
+        if before > after:
+            parts.append(_TOKENS_SAVED(before - after))
+        parts.append(_TOKENS_BEFORE(before))
+        if us:
+            parts.append(_COMPRESSION_US(us))
+        if compressors:
+            parts.append(field(_SPAN_ATTRIBUTE, key_value(names.COMPRESSORS, compressors)))
 
     def _admission(self, parts: list[bytes], admission: Admission) -> None:
         queue_us, lane, degraded = admission

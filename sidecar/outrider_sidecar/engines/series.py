@@ -70,19 +70,21 @@ class Series:
 
     def record(self, span: Span) -> None:
         """Count one finished call."""
-        key = (span.agent_id, span.method, span.status, span.cache, span.endpoint)
+        (
+            _, _, _, _, _, _, method, agent_id, endpoint, _, total_us, status, _, admission, _, first_byte_us,
+            request_bytes, reply_bytes, cache, _, _, _, _, _, generation, compression, _, _, _, _,
+        ) = span  # fmt: skip
+        key = (agent_id, method, status, cache, endpoint)
         row = self._rows.get(key)
         if row is None:
             row = self._row(key)
         row.calls += 1
-        total_us = span.total_us
         row.total_us += total_us
         bucket = bisect_left(BOUNDS_US, total_us)
         try:
             row.buckets[bucket] += 1
         except KeyError:
             row.buckets[bucket] = 1
-        first_byte_us = span.first_byte_us
         if first_byte_us:
             row.first_byte_us += first_byte_us
             bucket = bisect_left(BOUNDS_US, first_byte_us)
@@ -90,13 +92,12 @@ class Series:
                 row.first_buckets[bucket] += 1
             except KeyError:
                 row.first_buckets[bucket] = 1
-        row.request_bytes += span.request_bytes
-        row.reply_bytes += span.reply_bytes
-        if span.generation is not None or span.tokens_saved:
+        row.request_bytes += request_bytes
+        row.reply_bytes += reply_bytes
+        if generation is not None or compression is not None:
             self._count_tokens(span)
-        admission = span.admission
         if admission is not None:
-            self._count_admission(span.agent_id, admission)
+            self._count_admission(agent_id, admission)
 
     def _row(self, key: Key) -> Row:
         """A row for a key not met before: its own, or that of "other" where a bound is reached."""
@@ -131,7 +132,8 @@ class Series:
             counts[1] += generation.output_tokens
             counts[2] += generation.cache_read_tokens
             counts[3] += generation.cache_write_tokens
-        counts[4] += span.tokens_saved
+        if span.compression is not None:
+            counts[4] += span.compression.tokens_saved
 
     def _count_admission(self, agent_id: str, admission: Admission) -> None:
         """Lanes and steps are few and fixed, agents are bounded as rows are."""

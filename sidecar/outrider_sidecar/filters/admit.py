@@ -21,9 +21,11 @@ from outrider_sidecar.core import errors
 from outrider_sidecar.core.call import NORMAL, Call, Step
 from outrider_sidecar.core.degraded import mark
 from outrider_sidecar.core.runtime import AgentState, Runtime
+from outrider_sidecar.core.treatment import Labels
 from outrider_sidecar.engines.degradation import Ladder
 from outrider_sidecar.engines.gradient import Gradient2
 from outrider_sidecar.engines.lanes import LaneQueue, Waiter
+from outrider_sidecar.engines.queues import Queues
 
 _SHEDDING: Final = ("shed_low", "shed_normal", "shed_high")  # by lane; critical calls are never shed by a step
 _PRIORITIES: Final = tuple([literal(b"x-priority", lane.encode()) for lane in LANES])
@@ -39,22 +41,9 @@ class Admission:
     """The live permits and queue of one agent; `configure` with every policy."""
 
     __slots__ = (
-        "_again",
-        "_agent",
-        "_gone",
-        "_looked_at",
-        "_max_wait_s",
-        "_on_done",
-        "_pumping",
-        "_returning",
-        "_runtime",
-        "_state",
-        "_taken",
-        "limit",
-        "limiter",
-        "queue",
-        "shed_lanes",
-    )
+        "_again", "_agent", "_gone", "_looked_at", "_max_wait_s", "_on_done", "_pumping", "_returning", "_runtime",
+        "_state", "_taken", "limit", "limiter", "queue", "shed_lanes",
+    )  # fmt: skip
 
     def __init__(self, agent: Agent, state: AgentState, runtime: Runtime):
         self._state = state
@@ -70,7 +59,7 @@ class Admission:
         self._max_wait_s = 0.0
         self.limit = 0
         self.limiter: Gradient2 | None = None
-        self.queue = LaneQueue(agent.queue)
+        self.queue = Queues(LaneQueue, agent.queue)
         self.shed_lanes = [0, 0, 0, 0]
         self.configure(agent)
 
@@ -133,17 +122,27 @@ class Admission:
     def _passes(self, call: Call) -> bool:
         """The slow way in: True where the call may go on, else it waits or is answered."""
         state = self._state
-        if not self._returning and not self.queue.waiting and state.in_flight < self.limit and self.has_room():
+        labels: Labels = call.labels
+        if (
+            state.in_flight < self.limit
+            and not self.queue.waits_for(labels)
+            and not self._returns(labels)
+            and self.has_room(labels)
+        ):
             return True
         self._wait(call)
         return False
 
-    def has_room(self) -> bool:
+    def _returns(self, labels: Labels) -> bool:
+        """Whether a further try waits for a slot of these endpoints."""
+        return any([waiter.labels == labels for waiter in self._returning])
+
+    def has_room(self, labels: Labels = ()) -> bool:
         """Whether a call that goes on now finds a slot, or is told at once why there is none."""
         pool = self._state.pool
         if pool.empty and self.activates and not self._gone:
             return False
-        room: bool = pool.has_room()
+        room: bool = pool.has_room(labels)
         return room
 
     def _wait(self, call: Call) -> None:
@@ -164,10 +163,12 @@ class Admission:
         tenant = call.value(b"x-tenant-id")
         if not tenant and call.payload is not None:
             tenant = call.payload.tenant_id.encode("utf-8", "surrogateescape")
-        if queue.hopeless(lane, call.deadline, now, tenant):
+        labels: Labels = call.labels
+        if queue.hopeless(labels, lane, call.deadline, now, tenant):
             self._shed(call, lane, f"cannot meet the deadline: {queue.waiting} calls wait for it")
             return
         waiter = Waiter(call, lane, tenant, call.deadline)
+        waiter.labels = labels
         waiter.queued_at = now
         call.waiter = waiter
         call.done.append(self._on_done)
@@ -222,24 +223,42 @@ class Admission:
             self._state.pool.heard = None
 
     def _grant_all(self) -> None:
-        state = self._state
-        queue = self.queue
-        while self._returning and self.has_room():
-            waiter = self._returning.popleft()
+        full: list[Labels] = []
+        for waiter in list(self._returning):
+            if waiter.labels in full or waiter.call.waiter is not waiter:
+                continue
+            if not self.has_room(waiter.labels):
+                full.append(waiter.labels)
+                continue
+            self._returning.remove(waiter)
             self._leave(waiter)
             waiter.call.steps[-1](waiter.call)
-        while queue.waiting and not self._returning and state.in_flight < self.limit and self.has_room():
-            now = self._runtime.clock()
-            granted = queue.take(now, self._taken)
-            if granted is not None:
-                self._leave(granted)
-                granted.call.queue_s = now - granted.queued_at
-                state.in_flight += 1
-                granted.call.run()
-            while self._taken:
-                waiter = self._taken.pop()
-                if waiter.call.waiter is waiter:
-                    self._shed_waiter(waiter, self._why_late(waiter, now))
+        moved = True
+        while moved:  # queues take turns: each is given one permit in a round
+            moved = False
+            for labels in self.queue.groups():
+                moved = self._grant(labels) or moved
+
+    def _grant(self, labels: Labels) -> bool:
+        """Give one permit to who is next for these endpoints, if there is one and a slot; whether it was given."""
+        state = self._state
+        queue = self.queue
+        if not queue.waits_for(labels) or state.in_flight >= self.limit:
+            return False
+        if self._returns(labels) or not self.has_room(labels):
+            return False
+        now = self._runtime.clock()
+        granted = queue.take(labels, now, self._taken)
+        if granted is not None:
+            self._leave(granted)
+            granted.call.queue_s = now - granted.queued_at
+            state.in_flight += 1
+            granted.call.run()
+        while self._taken:
+            waiter = self._taken.pop()
+            if waiter.call.waiter is waiter:
+                self._shed_waiter(waiter, self._why_late(waiter, now))
+        return True
 
     def _leave(self, waiter: Waiter) -> None:
         """It waits no longer."""
@@ -265,6 +284,7 @@ class Admission:
     def park(self, call: Call) -> bool:
         """A further try finds no free slot: it waits for one, with the permit the call has."""
         waiter = Waiter(call, call.lane, b"", call.deadline)
+        waiter.labels = call.labels
         waiter.queued_at = self._runtime.clock()
         waiter.timer = self._runtime.wheel.at(waiter.queued_at + self._wait_s, _GiveUp(self, waiter).fire)
         call.waiter = waiter
@@ -363,7 +383,7 @@ class Admission:
 
     def heard(self, call: Call, first_chunk_s: float, now: float) -> None:
         """A first chunk has come: what the limit adapts to, and what the queue expects of a call."""
-        self.queue.served(first_chunk_s, now)
+        self.queue.served(call.labels, first_chunk_s, now)
         limiter = self.limiter
         if limiter is not None and limiter.sample(call.head.path, first_chunk_s, self._state.in_flight):
             self._set_limit(limiter.limit)
@@ -389,10 +409,11 @@ class Admission:
         self._gone = True
         shed: list[Waiter] = []
         now = self._runtime.clock()
-        while self.queue.waiting:
-            waiter = self.queue.take(now, shed)
-            if waiter is not None:
-                shed.append(waiter)
+        for labels in self.queue.groups():
+            while self.queue.waits_for(labels):
+                waiter = self.queue.take(labels, now, shed)
+                if waiter is not None:
+                    shed.append(waiter)
         for waiter in shed:
             self._end_waiter(waiter, errors.UNAVAILABLE, _GONE)
         while self._returning:

@@ -1,10 +1,10 @@
 """Cache and single-flight: answer from memory what has been answered before, ask once for what many ask at a time.
 
-Always holds: a key contains agent, tenant, user (unless the policy shares per tenant), auth scope and epochs, so an
-answer never crosses them; only complete OK replies are stored; a call that cannot be cached says why on its span and
-goes on. Hits take no slot: everything below this step runs for flights only. A reply to a request that was thinned out
-under pressure is not stored, and its flight is joined only while callers would be given no better. While `serve_stale`
-is taken stored replies are served past their time, and none is refreshed.
+Always holds: a key contains agent, tenant, user (unless the policy shares per tenant), auth scope, variants and epochs,
+so an answer never crosses them; only complete OK replies are stored; a call that cannot be cached says why on its span
+and goes on. Hits take no slot: everything below this step runs for flights only. A reply to a request that was thinned
+out under pressure is not stored, and its flight is joined only while callers would be given no better. While
+`serve_stale` is taken stored replies are served past their time, and none is refreshed.
 """
 
 from __future__ import annotations
@@ -171,8 +171,9 @@ class CacheFilter:
             tenant = parts[0] or facts.tenant_id
             parts = (tenant, (parts[1] or facts.user_id) if self._per_user else "", parts[2])
         epochs = self._runtime.epochs.part(self._agent_id, parts[0], facts.tags)
+        variant = call.treatment.key if call.treatment is not None else ""
         return cache_key(
-            SCHEMA, self._agent_id, parts[0], parts[1], parts[2], "", b"", epochs, facts.digest, self._runtime.seed
+            SCHEMA, self._agent_id, parts[0], parts[1], parts[2], variant, b"", epochs, facts.digest, self._runtime.seed
         )
 
     # -- flights ---------------------------------------------------------------------------------------------------

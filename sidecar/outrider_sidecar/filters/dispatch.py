@@ -3,22 +3,25 @@
 Always holds: an endpoint's live state survives policy changes for as long as its address stays configured; an endpoint
 that is no longer configured drains (no new attempts) and goes when its last attempt is over; feedback of every attempt
 reaches balancer, outlier detector and breaker; an endpoint that declares a capacity is given no more calls at once, but
-where a call must not wait.
+where a call must not wait; a call whose variant names labels goes to endpoints that carry all of them and to no other,
+first tries, further ones and hedges alike. What is learnt of an endpoint serves all who may pick it.
 """
 
 from __future__ import annotations
 
 from base64 import b64decode
 from binascii import Error as Base64Error
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from outrider.policy import Agent
+from outrider.policy import Agent, Balancing
 from outrider_sidecar.core import errors
 from outrider_sidecar.core.attempt import ABORTED, Attempt
+from outrider_sidecar.core.balancer import Balancer
 from outrider_sidecar.core.call import Call, Step
 from outrider_sidecar.core.endpoint import Endpoint
 from outrider_sidecar.core.runtime import AgentState, Runtime
+from outrider_sidecar.core.treatment import Labels
 from outrider_sidecar.engines.availability import next_change_at, usable
 from outrider_sidecar.engines.breaker import CircuitBreaker
 from outrider_sidecar.engines.orca import decode_load_report
@@ -38,6 +41,25 @@ FAILURES: Final = frozenset(
 )
 
 
+class Subset:
+    """The endpoints that carry some labels, and what decides among them: where calls of one variant go."""
+
+    __slots__ = ("able", "balancer", "labels", "limited")
+
+    def __init__(self, labels: Labels, balancer: Balancer):
+        self.labels = frozenset(labels)
+        self.balancer = balancer
+        self.able: list[Endpoint] = []  # may be picked
+        self.limited = False  # one of them declares a capacity
+
+    def update(self, members: Iterable[Endpoint], policy: Balancing, now: float) -> None:
+        """Work out anew who may be picked."""
+        own = [endpoint for endpoint in members if self.labels <= endpoint.labels.items()]
+        self.able, _ = usable(own, policy, now)
+        self.limited = any([endpoint.capacity for endpoint in self.able])
+        self.balancer.update(self.able, now)
+
+
 class Pool:
     """The live endpoints of one agent and everything that decides among them."""
 
@@ -54,6 +76,7 @@ class Pool:
         self.load_report: Callable[[float], bytes] | None = None  # ingress: a literal for trailers that have none
         self._limited = False  # an endpoint that may be picked declares a capacity
         self._several = False  # endpoints that may be picked: with one there is nothing to compare
+        self._subsets: dict[Labels, Subset] = {}
         self._next_change_at = float("inf")
         self._next_sweep_at = now
         self._configure(agent)
@@ -61,6 +84,7 @@ class Pool:
 
     def _configure(self, agent: Agent) -> None:
         self.agent = agent
+        self._subsets = {}
         self.balancer = make_balancer(agent.balancing, self._runtime.rng)
         self._detector = OutlierDetector(agent.outlier)
         self._breaker = CircuitBreaker(agent.breaker, self._runtime.rng)
@@ -69,8 +93,9 @@ class Pool:
         self._hash_on = agent.balancing.hash_on.encode()
         self._per_try_s = agent.retry.per_try_timeout_ms / 1e3
 
-    def update(self, agent: Agent, now: float) -> None:
-        """Take a policy: keep what stays, start what is new, let go of what left."""
+    def update(self, agent: Agent, now: float, variants: Iterable[Labels] = ()) -> None:
+        """Take a policy: keep what stays, start what is new, let go of what left. `variants`: sets of labels that calls
+        will be bound to."""
         if agent != self.agent:
             before = self.agent
             self._configure(agent)
@@ -91,8 +116,20 @@ class Pool:
                 endpoint.connector.begin(self.changed)
         self._detector.update(list(self.endpoints.values()))
         self._breaker.update(self.endpoints.values(), now)
+        self._subsets = {labels: self._subsets.get(labels) or self._subset(labels) for labels in variants}
         self.refresh(now)
         self._let_go(gone)
+
+    def _subset(self, labels: Labels) -> Subset:
+        return Subset(labels, make_balancer(self.agent.balancing, self._runtime.rng))
+
+    def _bound_to(self, labels: Labels) -> Subset:
+        """The endpoints with these labels; those of a policy that is not in force any more are found anew."""
+        subset = self._subsets.get(labels)
+        if subset is None:
+            subset = self._subsets[labels] = self._subset(labels)
+            subset.update(self.endpoints.values(), self.agent.balancing, self._runtime.clock())
+        return subset
 
     def _let_go(self, gone: list[Endpoint]) -> None:
         """They may not be picked any more; tries that wait for a connection to them are made elsewhere."""
@@ -114,6 +151,9 @@ class Pool:
         self.able = able
         self.empty = not any([endpoint.reachable for endpoint in members])
         self._limited = any([endpoint.capacity for endpoint in able])
+        for subset in self._subsets.values():
+            subset.update(members, self.agent.balancing, now)
+            self._limited = self._limited or subset.limited
         self.crowded = self._limited or self.empty
         self._several = len(able) > 1
         self._next_change_at = next_change_at(members, now)
@@ -121,9 +161,10 @@ class Pool:
         if self.admission is not None:
             self.admission.moved()
 
-    def has_room(self) -> bool:
-        """Whether an endpoint that may be picked has a free slot; True as well where none may be picked."""
-        able = self.able
+    def has_room(self, labels: Labels = ()) -> bool:
+        """Whether an endpoint that may be picked, and has these labels, has a free slot; True as well where none may be
+        picked."""
+        able = self._bound_to(labels).able if labels else self.able
         if not self._limited or not able:
             return True
         for endpoint in able:  # noqa: SIM110 - a generator costs more than the first look
@@ -150,6 +191,7 @@ class Pool:
         gone = list(self.endpoints.values())
         self.endpoints.clear()
         self.able = []
+        self._subsets.clear()
         self.balancer.update([], self._runtime.clock())
         if self.admission is not None:
             self.admission.close()
@@ -161,15 +203,19 @@ class Pool:
         """An attempt at the endpoint the balancer picks; None when there is none."""
         now = self._runtime.clock()
         key = call.value(self._hash_on) if self._hashed else b""
+        balancer, able = self.balancer, self.able
+        if call.labels:
+            subset = self._bound_to(call.labels)
+            balancer, able = subset.balancer, subset.able
         avoid = call.tried
         denied: list[Endpoint] = []
         while True:
-            endpoint = self.balancer.pick(now, key, avoid)
+            endpoint = balancer.pick(now, key, avoid)
             if endpoint is not None and self._limited and 0 < endpoint.capacity <= endpoint.pending:
-                full = [one for one in self.able if 0 < one.capacity <= one.pending]
-                endpoint = self.balancer.pick(now, key, [*call.tried, *denied, *full])
+                full = [one for one in able if 0 < one.capacity <= one.pending]
+                endpoint = balancer.pick(now, key, [*call.tried, *denied, *full])
                 if endpoint in full:  # what is left was tried: better once more than over its capacity
-                    endpoint = self.balancer.pick(now, key, [*denied, *full])
+                    endpoint = balancer.pick(now, key, [*denied, *full])
             if endpoint is None:
                 return None
             grant = None
@@ -184,7 +230,7 @@ class Pool:
             denied.append(endpoint)
             avoid = [*call.tried, *denied]
         if self._several and not call.tried:  # of the first attempt: what is left to a later one says less
-            call.compared = self.balancer.compared()
+            call.compared = balancer.compared()
         attempt = Attempt(call, endpoint)
         attempt.grant = grant
         if self._per_try_s:
@@ -202,19 +248,21 @@ class Pool:
 
     def dispatch(self, call: Call) -> bool:
         """The step: launch an attempt, or say why not."""
-        if call.tried and self.crowded and not self.admission.has_room():
+        if call.tried and self.crowded and not self.admission.has_room(call.labels):
             parked: bool = self.admission.park(call)
             return parked
         attempt = self.make(call)
         if attempt is None:
-            return call.fail(errors.UNAVAILABLE, self._why_none())
+            return call.fail(errors.UNAVAILABLE, self._why_none(call.labels))
         call.attempt = attempt
         call.tried.append(attempt.endpoint)
         attempt.start()
         return True
 
-    def _why_none(self) -> str:
+    def _why_none(self, labels: Labels) -> str:
         name = self.agent.agent_id
+        if labels:
+            name += " (" + ", ".join([f"{label}={value}" for label, value in labels]) + ")"
         if not self.endpoints:
             return f"agent {name!r} has no endpoint"
         states = [f"{endpoint.address} {state_of(endpoint)}" for endpoint in list(self.endpoints.values())[:8]]
@@ -273,10 +321,13 @@ def state_of(endpoint: Endpoint) -> str:
 
 def build(agent: Agent, state: AgentState, runtime: Runtime) -> Step:
     """The step for one agent; its pool is made or updated."""
+    variants = [tuple(sorted(one.labels.items())) for split in state.splits for one in split.variants if one.labels]
     if state.pool is None:
         state.pool = Pool(agent, runtime, runtime.clock())
+        if variants:
+            state.pool.update(agent, runtime.clock(), variants)
         state.pool.admission = state.admission
         state.admission.listen()
     else:
-        state.pool.update(agent, runtime.clock())
+        state.pool.update(agent, runtime.clock(), variants)
     return state.pool.dispatch

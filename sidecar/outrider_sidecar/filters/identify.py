@@ -2,7 +2,7 @@
 
 Always holds: what a head means is worked out once per snapshot and remembered; a call that is not gRPC, or names an
 unknown agent, is answered here and nothing else runs for it. Health and reflection are the sidecar's own only where
-no agent is named.
+no agent is named; the sidecar's own service is, whoever is named.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _MAX_NATIVE_BYTES: Final = 1024 * 1024
 
 def build(runtime: Runtime) -> Step:
     """The step that chooses the route; it runs before any step of a route."""
-    local = runtime.local
+    local, own = runtime.local, runtime.own
 
     def identify(call: Call) -> bool | None:
         snapshot = call.snapshot
         found = snapshot.known(call.head)
         if found is None:
-            found = _resolve(call.head, snapshot, local)
+            found = _resolve(call.head, snapshot, local, own)
             snapshot.remember(call.head, found)
         if isinstance(found, Route):
             call.route = found
@@ -39,9 +39,12 @@ def build(runtime: Runtime) -> Step:
     return identify
 
 
-def _resolve(head: Head, snapshot: Snapshot, local: object) -> Route | Callable[[Call], bool | None]:
+def _resolve(head: Head, snapshot: Snapshot, local: object, always: object) -> Route | Callable[[Call], bool | None]:
     if head.method != b"POST" or not head.values.get(b"content-type", b"").startswith(b"application/grpc"):
         return _refuse_media
+    own = runtime_local(always, head.path)
+    if own is not None:
+        return own
     named = head.values.get(b"x-agent-id")
     if named is not None:
         agent_id = named.decode("ascii", "replace")

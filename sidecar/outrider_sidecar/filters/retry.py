@@ -89,7 +89,7 @@ class Retrier:
         if call.over or call.replied or call.body is None or not call.request_ended or call.attempt is None:
             return
         first = call.attempt
-        if not self._state.pool.has_room():
+        if not self._state.pool.has_room(call.labels):
             return  # a hedge takes a free slot or none
         if self._state.ladder.takes(HEDGE_OFF):
             mark(call, HEDGE_OFF)

@@ -57,11 +57,25 @@ def request_agent_id(body: bytes, encoding: bytes = b"") -> str:
     return native.request_agent_id(encoding, body)
 
 
+def request_identity(body: bytes, encoding: bytes = b"") -> tuple[str, str]:
+    """Session and user that a native request names in its message, empty where it names none or cannot be read."""
+    from outrider_sidecar.payloads import native
+
+    return native.request_identity(encoding, body)
+
+
 def native_contract() -> bytes:
     """The file that describes the native Agent API, as a serialized FileDescriptorProto."""
     from outrider.v1 import agent_pb2
 
     return agent_pb2.DESCRIPTOR.serialized_pb
+
+
+def sidecar_contract() -> tuple[bytes, ...]:
+    """The files that describe the sidecar's own service, those it imports first; the Agent API's stands before them."""
+    from outrider.v1 import feedback_pb2, sidecar_pb2
+
+    return feedback_pb2.DESCRIPTOR.serialized_pb, sidecar_pb2.DESCRIPTOR.serialized_pb
 
 
 def one_chunk() -> Stage:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import replace
 
 from google.protobuf.message import DecodeError
 from xxhash import xxh3_128_digest
@@ -186,6 +185,15 @@ def request_agent_id(encoding: bytes, body: bytes) -> str:
         return ""
 
 
+def request_identity(encoding: bytes, body: bytes) -> tuple[str, str]:
+    """The session and the user a request names, empty where it names none or cannot be read."""
+    try:
+        request = pb.InvokeRequest.FromString(one_message(body, encoding))
+    except (Unreadable, DecodeError):
+        return "", ""
+    return request.session_id, request.user_id
+
+
 def _why_not(
     request: pb.InvokeRequest,
     message: bytes,
@@ -286,4 +294,4 @@ def _framed(facts: ReplyFacts, deframer: Deframer) -> ReplyFacts:
     """The facts, unless the body broke off or could not be read."""
     if deframer.between_messages:
         return facts
-    return replace(facts, complete=False, cacheable=False, reason=deframer.reason or TRUNCATED)
+    return facts.cut(deframer.reason or TRUNCATED)

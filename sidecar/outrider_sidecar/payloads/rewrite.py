@@ -1,14 +1,15 @@
-"""What a native request gives up under pressure: context of little relevance, and the length of the answer.
+"""What a native request is changed in on its way: under pressure it gives up context of little relevance and the length
+of the answer, for a variant it asks for another model or other parameters.
 
-Always holds: only whole `context` blocks and the one number `generation.max_output_tokens` are touched; every other
+Always holds: only whole `context` blocks and single fields of `generation` are touched; every other
 byte of the message, fields of a newer contract included, leaves as it came and in the order it came; what cannot be
 read to its last field leaves whole, with a reason of `core.payload`. A block goes only if the caller rated it below
 the bound and did not ask for it verbatim. The number is changed where it stands, as some readers replace a message
 field that comes twice instead of merging it. A message that was compressed leaves uncompressed, as gRPC allows for
 each message: the caller's compression saved a network that ends here, and redoing it costs more than all the rest.
 
-Deliberately not here: when this is done (filter `degrade`), replies, protobuf's own library: it would put fields in
-another order, and those it does not know behind all others.
+Deliberately not here: when this is done (filters `degrade` and `generation`), replies, protobuf's own library: it would
+put fields in another order, and those it does not know behind all others.
 """
 
 from __future__ import annotations
@@ -17,25 +18,19 @@ import struct
 from typing import Final, NamedTuple
 
 from outrider_sidecar.core.payload import MALFORMED
+from outrider_sidecar.payloads.fields import BYTES, FIXED32, VARINT, Broken, encoded, read_tag, read_varint, skip
 from outrider_sidecar.payloads.wire import PREFIX_BYTES, Unreadable, one_message
 
-# Wire types.
-_VARINT: Final = 0
-_FIXED64: Final = 1
-_BYTES: Final = 2
-_GROUP: Final = 3
-_END_GROUP: Final = 4
-_FIXED32: Final = 5
-
 # Tags, field number << 3 | wire type.
-_CONTEXT: Final = 8 << 3 | _BYTES  # of InvokeRequest
-_GENERATION: Final = 10 << 3 | _BYTES
-_RELEVANCE: Final = 5 << 3 | _FIXED32  # of ContextBlock
-_VERBATIM: Final = 7 << 3 | _VARINT
-_OUTPUT_TOKENS: Final = 5 << 3 | _VARINT  # of Generation
+_CONTEXT: Final = 8 << 3 | BYTES  # of InvokeRequest
+_GENERATION: Final = 10 << 3 | BYTES
+_RELEVANCE: Final = 5 << 3 | FIXED32  # of ContextBlock
+_VERBATIM: Final = 7 << 3 | VARINT
+_MODEL: Final = 1 << 3 | BYTES  # of Generation
+_TEMPERATURE: Final = 2 << 3 | FIXED32
+_TOP_P: Final = 3 << 3 | FIXED32
+_OUTPUT_TOKENS: Final = 5 << 3 | VARINT
 
-_MAX_VARINT_BYTES: Final = 10
-_MAX_DEPTH: Final = 100  # of groups in groups, as protobuf's own readers
 _FLOAT: Final = struct.Struct("<f")
 
 
@@ -46,10 +41,6 @@ class Rewritten(NamedTuple):
     trimmed: int = 0  # context blocks left out
     capped: bool = False
     reason: str = ""
-
-
-class _Broken(Exception):
-    """No protobuf message."""
 
 
 # Bytes from the first to before the second become the third.
@@ -64,10 +55,82 @@ def rewritten(body: bytes, encoding: bytes, relevance: float, output_tokens: int
         edits, trimmed, capped = _edits(message, relevance, output_tokens)
     except Unreadable as error:
         return Rewritten(body, reason=error.reason)
-    except _Broken:
+    except Broken:
         return Rewritten(body, reason=MALFORMED)
-    if not edits:
-        return Rewritten(body)
+    return Rewritten(_edited(message, edits), trimmed, capped) if edits else Rewritten(body)
+
+
+def regenerated(
+    body: bytes,
+    encoding: bytes,
+    model: str,
+    temperature: float | None,
+    top_p: float | None,
+    max_output_tokens: int | None,
+) -> Rewritten:
+    """A body of one InvokeRequest that asks for these in place of what it did; empty and None: as it did."""
+    fields: dict[int, bytes] = {}
+    if model:
+        name = model.encode()
+        fields[_MODEL] = encoded(len(name)) + name
+    if temperature is not None:
+        fields[_TEMPERATURE] = _FLOAT.pack(temperature)
+    if top_p is not None:
+        fields[_TOP_P] = _FLOAT.pack(top_p)
+    if max_output_tokens is not None:
+        fields[_OUTPUT_TOKENS] = encoded(max_output_tokens)
+    try:
+        message = one_message(body, encoding)
+        edits = _replacing(message, fields)
+    except Unreadable as error:
+        return Rewritten(body, reason=error.reason)
+    except Broken:
+        return Rewritten(body, reason=MALFORMED)
+    return Rewritten(_edited(message, edits))
+
+
+def _replacing(message: bytes, fields: dict[int, bytes]) -> list[_Edit]:
+    """Every `generation` without these fields, the last one (else a new one) with these values."""
+    said = b"".join([bytes((tag,)) + value for tag, value in fields.items()])
+    found: list[tuple[int, int, int, bytes]] = []
+    size = len(message)
+    at = 0
+    while at < size:
+        start = at
+        tag, at = read_tag(message, at, size)
+        if tag != _GENERATION:
+            at = skip(message, at, size, tag)
+            continue
+        length_at = at
+        length, at = read_varint(message, at, size)
+        end = at + length
+        if end > size:
+            raise Broken
+        found.append((start, length_at, end, _without(message, at, end, fields)))
+        at = end
+    if not found:
+        return [(size, size, bytes((_GENERATION,)) + encoded(len(said)) + said)]
+    edits: list[_Edit] = []
+    for number, (start, length_at, end, left) in enumerate(found):
+        value = left + said if number == len(found) - 1 else left
+        edits.append((start, end, message[start:length_at] + encoded(len(value)) + value))
+    return edits
+
+
+def _without(message: bytes, at: int, end: int, fields: dict[int, bytes]) -> bytes:
+    """The fields of a message but these."""
+    kept: list[bytes] = []
+    while at < end:
+        start = at
+        tag, at = read_tag(message, at, end)
+        at = skip(message, at, end, tag)
+        if tag not in fields:
+            kept.append(message[start:at])
+    return b"".join(kept)
+
+
+def _edited(message: bytes, edits: list[_Edit]) -> bytes:
+    """The body of the message with these edits, which are in its order."""
     pieces = [b""]
     at = 0
     for start, end, text in edits:
@@ -77,7 +140,7 @@ def rewritten(body: bytes, encoding: bytes, relevance: float, output_tokens: int
     pieces.append(message[at:])
     size = sum(map(len, pieces))
     pieces[0] = b"\0" + size.to_bytes(PREFIX_BYTES - 1, "big")
-    return Rewritten(b"".join(pieces), trimmed, capped)
+    return b"".join(pieces)
 
 
 def _edits(message: bytes, relevance: float, output_tokens: int) -> tuple[list[_Edit], int, bool]:
@@ -93,19 +156,19 @@ def _edits(message: bytes, relevance: float, output_tokens: int) -> tuple[list[_
         if 8 <= tag < 0x80:
             at += 1
         else:
-            tag, at = _tag(message, at, size)
-        if tag & 7 != _BYTES:
-            at = _skip(message, at, size, tag)
+            tag, at = read_tag(message, at, size)
+        if tag & 7 != BYTES:
+            at = skip(message, at, size, tag)
             continue
         length_at = at
         if at < size and message[at] < 0x80:
             length = message[at]
             at += 1
         else:
-            length, at = _varint(message, at, size)
+            length, at = read_varint(message, at, size)
         end = at + length
         if end > size:
-            raise _Broken
+            raise Broken
         if tag == _CONTEXT:
             if relevance > 0.0 and _goes(message, at, end, least):
                 edits.append((start, end, b""))
@@ -140,28 +203,28 @@ class _Capping:
         said = False
         at = value_at
         while at < end:
-            tag, at = _tag(message, at, end)
+            tag, at = read_tag(message, at, end)
             if tag == _OUTPUT_TOKENS:
                 number_at = at
-                value, at = _varint(message, at, end)
+                value, at = read_varint(message, at, end)
                 number_end = at
                 self.tokens = value & 0xFFFF_FFFF
                 said = True
             else:
-                at = _skip(message, at, end, tag)
+                at = skip(message, at, end, tag)
         if said or self.tokens >> 32:
             self._start, self._length_at, self._value_at, self._end = start, length_at, value_at, end
             self._number_at, self._number_end = number_at, number_end
 
     def edit(self, message: bytes, output_tokens: int) -> _Edit:
         """The field with another number in it, or a new one behind all others."""
-        number = _encoded(output_tokens)
+        number = encoded(output_tokens)
         if self.tokens >> 32:
             number = bytes((_OUTPUT_TOKENS,)) + number
         if self._start < 0:
             return len(message), len(message), bytes((_GENERATION, len(number))) + number
         value = message[self._value_at : self._number_at] + number + message[self._number_end : self._end]
-        return self._start, self._end, message[self._start : self._length_at] + _encoded(len(value)) + value
+        return self._start, self._end, message[self._start : self._length_at] + encoded(len(value)) + value
 
 
 def _goes(message: bytes, at: int, end: int, least: float) -> bool:
@@ -173,107 +236,24 @@ def _goes(message: bytes, at: int, end: int, least: float) -> bool:
         if 8 <= tag < 0x80:
             at += 1
         else:
-            tag, at = _tag(message, at, end)
-        if tag & 7 == _BYTES:
+            tag, at = read_tag(message, at, end)
+        if tag & 7 == BYTES:
             if at < end and message[at] < 0x80:
                 at += 1 + message[at]
             else:
-                length, at = _varint(message, at, end)
+                length, at = read_varint(message, at, end)
                 at += length
             if at > end:
-                raise _Broken
+                raise Broken
         elif tag == _RELEVANCE:
             if at + 4 > end:
-                raise _Broken
+                raise Broken
             rating = _FLOAT.unpack_from(message, at)[0]
             rated = True
             at += 4
         elif tag == _VERBATIM:
-            value, at = _varint(message, at, end)
+            value, at = read_varint(message, at, end)
             verbatim = value != 0
         else:
-            at = _skip(message, at, end, tag)
+            at = skip(message, at, end, tag)
     return rated and rating < least and not verbatim
-
-
-def _tag(message: bytes, at: int, end: int) -> tuple[int, int]:
-    """The tag there, and where it ends."""
-    tag = message[at]
-    if tag >= 0x80:
-        tag, at = _varint(message, at, end)
-    else:
-        at += 1
-    if not 8 <= tag < 1 << 32:
-        raise _Broken
-    return tag, at
-
-
-def _varint(message: bytes, at: int, end: int) -> tuple[int, int]:
-    """The number there, of 64 bits, and where it ends."""
-    if at >= end:
-        raise _Broken
-    byte = message[at]
-    at += 1
-    if byte < 0x80:
-        return byte, at
-    value = byte & 0x7F
-    last = min(end, at + _MAX_VARINT_BYTES - 1)
-    shift = 7
-    while at < last:
-        byte = message[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value & 0xFFFF_FFFF_FFFF_FFFF, at
-        shift += 7
-    raise _Broken
-
-
-def _skip(message: bytes, at: int, end: int, tag: int) -> int:
-    """Where the value of a field ends."""
-    kind = tag & 7
-    if kind == _GROUP:
-        return _skip_group(message, at, end, tag)
-    if kind == _BYTES:
-        length, at = _varint(message, at, end)
-        at += length
-    elif kind == _VARINT:
-        _, at = _varint(message, at, end)
-    elif kind == _FIXED32:
-        at += 4
-    elif kind == _FIXED64:
-        at += 8
-    else:
-        raise _Broken
-    if at > end:
-        raise _Broken
-    return at
-
-
-def _skip_group(message: bytes, at: int, end: int, tag: int) -> int:
-    """Where a group ends; nobody writes them any more, and readers keep them all the same."""
-    awaited = [tag + _END_GROUP - _GROUP]
-    while awaited:
-        if at >= end:
-            raise _Broken
-        tag, at = _tag(message, at, end)
-        kind = tag & 7
-        if kind == _END_GROUP:
-            if awaited.pop() != tag:
-                raise _Broken
-        elif kind == _GROUP:
-            if len(awaited) >= _MAX_DEPTH:
-                raise _Broken
-            awaited.append(tag + _END_GROUP - _GROUP)
-        else:
-            at = _skip(message, at, end, tag)
-    return at
-
-
-def _encoded(value: int) -> bytes:
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)

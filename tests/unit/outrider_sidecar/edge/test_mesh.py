@@ -24,7 +24,8 @@ async def test_hello_then_full_then_deltas() -> None:
         await until(lambda: link.agents == {"file", "one"}, "the full update is in force")
         watch = peer.watches[0]
         assert (watch.hello.node, watch.hello.instance_id, watch.hello.now_unix_ms) == ("n", "i", 5)
-        assert list(watch.hello.capabilities) == ["policy.v1", "endpoints.v1", "epochs.v1", "load.v1", "quotas.v1"]
+        named = ["policy.v1", "endpoints.v1", "epochs.v1", "load.v1", "quotas.v1", "splits.v1"]
+        assert list(watch.hello.capabilities) == named
         assert (await acked(watch, 2)).refused == []
         nonce = peer.put(policy(TWO, 4), endpoints("one", 5, {"address": "c:1", "weight": 2}))
         assert (await acked(watch, nonce)).applied_us > 0

@@ -15,11 +15,9 @@ from outrider.address import parse_address
 from outrider.policy import Agent, Balancing, EndpointPolicy
 from outrider_http2.shell import Reactor
 from outrider_sidecar import config
-from outrider_sidecar.core import errors
 from outrider_sidecar.core.endpoint import Endpoint
 from outrider_sidecar.edge import parts
 from outrider_sidecar.edge.control_plane import ControlPlane
-from outrider_sidecar.edge.rpc import RpcReply
 
 
 class Held:
@@ -86,13 +84,15 @@ async def test_a_collector_for_each_who_gets_spans(
     path.write_text(f"{telemetry}\n{control}\nagents: []\n")
     reactor = Reactor(asyncio.get_running_loop())
     settings = config.load(path, {})
-    export, rpcs = parts.exporters(settings, reactor, None, parts.control_plane(settings, None), "one")
+    plane = parts.control_plane(settings, None)
+    rpc = parts.control_rpc(plane, reactor) if plane is not None else None
+    export, rpcs = parts.exporters(settings, reactor, None, rpc, "one")
     labelled = {
         dict(zip(family.labels, sample[0], strict=True)).get("collector")
         for family in export.families()
         for sample in family.samples
     }
-    assert len(rpcs) == len(names)
+    assert len(rpcs) == len([name for name in names if name != "control"])
     assert labelled - {None} == set(names)
 
 
@@ -125,43 +125,3 @@ def test_tls_to_the_control_plane(address: str, held: bool, wanted: bool | None,
 
 def test_standalone_has_no_control_plane() -> None:
     assert parts.control_plane(config.Settings(), None) is None
-
-
-class Link:
-    """A control plane's collector that gives prepared answers."""
-
-    def __init__(self, *statuses: int, exchanged: bool = False):
-        self._statuses = list(statuses)
-        self._exchanged = exchanged
-        self.asked = 0
-
-    async def unary(self, path: str, message: bytes, timeout_s: float) -> RpcReply:
-        self.asked += 1
-        assert timeout_s == 5.0
-        return RpcReply(self._statuses.pop(0))
-
-    def forget_fields(self) -> bool:
-        return self._exchanged
-
-
-@pytest.mark.parametrize(
-    ("current", "first", "second", "status", "asked"),
-    [
-        (0, Link(errors.OK), Link(), errors.OK, (1, 0)),
-        (1, Link(), Link(errors.OK), errors.OK, (0, 1)),
-        (0, Link(errors.UNAVAILABLE), Link(errors.OK), errors.OK, (1, 1)),
-        (1, Link(errors.OK), Link(errors.UNAVAILABLE), errors.OK, (1, 1)),
-        (0, Link(errors.UNAVAILABLE), Link(errors.UNAVAILABLE), errors.UNAVAILABLE, (1, 1)),
-        (0, Link(errors.RESOURCE_EXHAUSTED), Link(), errors.RESOURCE_EXHAUSTED, (1, 0)),
-        (0, Link(errors.UNAUTHENTICATED), Link(), errors.UNAUTHENTICATED, (1, 0)),
-        (0, Link(errors.UNAUTHENTICATED, errors.OK, exchanged=True), Link(), errors.OK, (2, 0)),
-    ],
-)
-async def test_spans_go_to_the_control_plane_that_is_watched_else_to_another(
-    current: int, first: Any, second: Any, status: int, asked: tuple[int, int]
-) -> None:
-    plane = plane_of(None, "a:1", "b:1")
-    plane.current = current
-    send = parts._control_sender(plane, [first, second], parts.ExportPolicy(timeout_ms=10_000))
-    assert (await send(b"batch")).status == status
-    assert (first.asked, second.asked) == asked

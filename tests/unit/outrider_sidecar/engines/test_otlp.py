@@ -18,6 +18,7 @@ from outrider_sidecar.core.span import (
     THROUGH_INGRESS,
     Admission,
     Attempt,
+    Compression,
     Details,
     Generation,
     Span,
@@ -126,7 +127,7 @@ def full() -> Span:
             Attempt("127.0.0.1:9001", 300, 700, errors.UNAVAILABLE, "retry"),
         ),
         generation=Generation("invoke_agent", "asked", "answered", "stop", 11, 22, 3, 4),
-        tokens_saved=99,
+        compression=Compression(300, 201, ("columns/1", "lines/1"), 70),
         notes=("compress: unknown encoding", "cache: too large"),
         hop=THROUGH_INGRESS | DETACHED,
         tenant="acme",
@@ -171,6 +172,9 @@ def test_every_field_of_a_full_call():
         "outrider.request_bytes": 2**21,
         "outrider.reply_bytes": 2**35,
         "outrider.tokens_saved": 99,
+        "outrider.compression.tokens_before": 300,
+        "outrider.compression.compressors": ["columns/1", "lines/1"],
+        "outrider.compression.us": 70,
         "outrider.notes": ["compress: unknown encoding", "cache: too large"],
         "outrider.hop": "ingress",
         "outrider.detached": True,
@@ -339,7 +343,7 @@ CALLS = st.builds(
     unit=TEXT,
     attempts=st.lists(st.builds(Attempt, TEXT, NUMBER, NUMBER, st.integers(0, 16), TEXT), max_size=3).map(tuple),
     generation=st.none() | st.builds(Generation, TEXT, TEXT, TEXT, TEXT, NUMBER, NUMBER, NUMBER, NUMBER),
-    tokens_saved=NUMBER,
+    compression=st.none() | st.builds(Compression, NUMBER, NUMBER, st.lists(TEXT, max_size=2).map(tuple), NUMBER),
     notes=st.lists(TEXT, max_size=3).map(tuple),
     hop=st.integers(0, 3),
     tenant=TEXT,
@@ -357,7 +361,11 @@ def test_any_call_reads_back_alike_whether_or_not_its_parts_were_kept(calls: lis
         assert span.end_time_unix_nano == call.end_unix_ns
         assert len(span.events) == len(call.attempts)
         found = attributes_of(span)
-        assert found.get("outrider.tokens_saved", 0) == call.tokens_saved
+        compression = call.compression or Compression()
+        assert found.get("outrider.tokens_saved", 0) == max(0, compression.tokens_saved)
+        assert found.get("outrider.compression.tokens_before", 0) == compression.tokens_before
+        assert found.get("outrider.compression.compressors", []) == list(compression.compressors)
+        assert found.get("outrider.compression.us", 0) == compression.us
         assert found.get("outrider.notes", []) == list(call.notes)
         assert found.get("gen_ai.conversation.id", "") == call.session
         assert found.get("outrider.tenant", "") == call.tenant

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider_sidecar.core.span import CLIENT, Admission, Generation, Span
+from outrider_sidecar.core.span import CLIENT, Admission, Compression, Generation, Span
 from outrider_sidecar.engines import series
 from outrider_sidecar.engines.series import BOUNDS_US, EXPOSED_BOUNDS_S, OTHER, Series
 
@@ -55,8 +55,10 @@ def test_bytes_and_tokens_are_summed():
     counted = Series()
     counted.record(call(request_bytes=10, reply_bytes=3))
     generation = Generation("chat", "asked", "answered", "stop", 5, 6, 7, 8)
-    counted.record(call(status=13, request_bytes=1, reply_bytes=1, generation=generation, tokens_saved=9))
-    counted.record(call(tokens_saved=2))
+    counted.record(
+        call(status=13, request_bytes=1, reply_bytes=1, generation=generation, compression=Compression(10, 1))
+    )
+    counted.record(call(compression=Compression(3, 1)))
     shown = families(counted)
     assert shown["outrider_request_bytes"].samples == [(("tax", "/a.B/C"), 11)]
     assert shown["outrider_reply_bytes"].samples == [(("tax", "/a.B/C"), 4)]
