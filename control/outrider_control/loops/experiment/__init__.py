@@ -1,0 +1,1 @@
+"""Experiments: what is seen of them, what is decided, and what is done about it."""
