@@ -20,20 +20,26 @@ import grpc.aio
 from outrider.policy import Agent
 from outrider.v1 import mesh_pb2, mesh_pb2_grpc, operator_pb2, operator_pb2_grpc
 from outrider_control.api import auth
+from outrider_control.api.feedback_api import FeedbackApi
 from outrider_control.api.operator_service import OperatorService, add_reflection
 from outrider_control.core.sample import Sample, SeriesKey
 from outrider_control.intake.ledger import Ledger, Prepared
 from outrider_control.intake.prices import Prices
 from outrider_control.intake.reader import Reader
+from outrider_control.loops.experiment.loop import ExperimentLoop
+from outrider_control.loops.rollout.loop import RolloutLoop
+from outrider_control.loops.rollout.webhook import Webhooks
 from outrider_control.loops.scale.decide import decide
 from outrider_control.loops.scale.loop import ScaleLoop
 from outrider_control.loops.scale.types import Engine
+from outrider_control.loops.tally import Tallies
 from outrider_control.publish.fleet import Fleet
 from outrider_control.publish.mesh_service import MeshService
 from outrider_control.publish.publisher import Publisher
 from outrider_control.state import tokens
 from outrider_control.state.database import Database
 from outrider_control.state.kept_spans import KeptSpan
+from tests.rollouts import Tallied
 
 LOOPBACK = ((auth.PEER, "127.0.0.1:5555"), (auth.PEER_LOOPBACK, "1"))
 REMOTE = ((auth.PEER, "192.0.2.1:5555"), (auth.PEER_LOOPBACK, "0"))
@@ -57,6 +63,14 @@ class Plane:
         self.reader = Reader(db)
         makers = {name: functools.partial(_itself, engine) for name, engine in engines.items()}
         self.scale = ScaleLoop(db, self.publisher, makers, lambda: True, self.clock_ms, random.Random(1), decide=decide)
+        self.tally = Tallied()
+        self.marked: list[str] = []  # traces whose spans are to be kept
+        webhooks = Webhooks(db, self.clock_ms, random.Random(1))
+        self.rollouts = RolloutLoop(db, self.publisher, self.tally, webhooks, lambda: True, self.clock_ms)
+        tallies = Tallies(db)
+        self.experiments = ExperimentLoop(
+            db, self.publisher, tallies, lambda _: None, lambda: True, self.clock_ms, random.Random(1), look_ms=0
+        )
         self.authenticator = auth.Authenticator(
             lambda token, now_ms: db.read(tokens.find, token, now_ms), self.clock_ms
         )
@@ -70,10 +84,16 @@ class Plane:
             defaults=defaults,
             on_token_revoked=self.authenticator.forget_tokens,
             scales=self.scale,
+            experiments=self.experiments,
+            feedback=FeedbackApi(db, self.clock_ms, self._marked),
+            rollouts=self.rollouts,
             price=Prices(PRICES).cost_nano_usd,
         )
         self.channel: grpc.aio.Channel
         self.stub: Any
+
+    async def _marked(self, trace_id: str) -> None:
+        self.marked.append(trace_id)
 
     def clock_ms(self) -> int:
         return self.now_ms

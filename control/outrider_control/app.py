@@ -29,8 +29,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health  # pyright: ignore[reportAttributeAccessIssue] # not in its stubs
 
 from outrider import __version__, heap
-from outrider_control import agents_file, config, scaling
+from outrider_control import agents_file, config, experiments, feedback, rollouts, scaling
 from outrider_control.api import auth
+from outrider_control.api.errors import answer
 from outrider_control.api.operator_service import OperatorService, add_reflection
 from outrider_control.chores import Chores
 from outrider_control.core import query
@@ -45,6 +46,7 @@ from outrider_control.intake.prices import Prices
 from outrider_control.intake.reader import Reader
 from outrider_control.intake.services import REQUEST_MAX_BYTES, Intake
 from outrider_control.intake.tail import Tail, TailPolicy
+from outrider_control.loops.tally import Tallies
 from outrider_control.publish.fleet import Fleet
 from outrider_control.publish.mesh_service import MeshService
 from outrider_control.publish.publisher import Publisher
@@ -131,6 +133,11 @@ class Control:
             settings.scaling, db, publisher, lambda: self.leadership.leader, clock_ms, lambda: self.reached_at
         )
         closing.push_async_callback(scale.close)
+        tallies = self.tallies = Tallies(db)
+        rollout = self.rollouts = rollouts.make_loop(
+            settings.rollouts, db, publisher, tallies, lambda: self.leadership.leader, clock_ms
+        )
+        closing.push_async_callback(rollout.close)
         own = (str(settings.grpc),)
         forward, notes = Forward.from_environment(os.environ, own, random.Random())
         for note in notes:
@@ -145,11 +152,26 @@ class Control:
         intake = self.intake = Intake(ledger, fleet.clock_offset_ms, prices, tail, forward, clock_ms)
         await intake.start()
         closing.push_async_callback(intake.close)
+        said = self.feedback = feedback.Feedback(db, intake.mark, lambda: self.leadership.leader, clock_ms)
+        closing.push_async_callback(said.close)
+        experiment = self.experiments = experiments.make_loop(
+            db, publisher, tallies, intake, lambda: self.leadership.leader, clock_ms
+        )
+        closing.push_async_callback(experiment.close)
         chores = self.chores = Chores(
             db, publisher, self.leadership, bounds, settings, self.control_id, clock_ms, intake.has_sidecar
         )
         closing.push_async_callback(chores.close)
-        standing = self.standing = Standing(self, clock_ms)
+        self.standing = Standing(self, clock_ms)
+        self._make_server(reader, prices)
+        telemetry = OwnTelemetry.from_environment(os.environ, own, self.control_id, __version__)
+        closing.push_async_callback(asyncio.to_thread, telemetry.close)
+        telemetry.counters("outrider.control.intake", "{span}", "Taken in, by outcome.", lambda: intake.counts)
+        telemetry.counters("outrider.control.watch", "{event}", "On watch streams.", lambda: publisher.counts)
+
+    def _make_server(self, reader: Reader, prices: Prices) -> None:
+        """The server of all services, which does not listen yet."""
+        settings, db, publisher = self.settings, self.db, self.publisher
         authenticator = auth.Authenticator(
             lambda token, now_ms: db.read(tokens.find, token, now_ms),
             clock_ms,
@@ -162,27 +184,27 @@ class Control:
         OperatorService(
             db,
             publisher,
-            fleet,
+            self.fleet,
             reader,
-            standing.status,
+            self.standing.status,
             clock_ms,
             defaults=settings.defaults,
             on_token_revoked=authenticator.forget_tokens,
             price=prices.cost_nano_usd,
-            scales=scale,
+            scales=self.scale,
+            experiments=self.experiments,
+            feedback=self.feedback.api,
+            rollouts=self.rollouts,
         ).add_to(server)
-        MeshService(publisher).add_to(server)
-        keda = scaling.keda_of(scale, publisher, clock_ms)
+        deliver = self.feedback.api.deliver
+        MeshService(publisher, lambda request, context: answer(context, deliver(request))).add_to(server)
+        keda = scaling.keda_of(self.scale, publisher, clock_ms)
         if keda is not None:
             keda.add_to(server)
-        intake.add_to(server)
+        self.intake.add_to(server)
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         add_reflection(server)
-        telemetry = OwnTelemetry.from_environment(os.environ, own, self.control_id, __version__)
-        closing.push_async_callback(asyncio.to_thread, telemetry.close)
-        telemetry.counters("outrider.control.intake", "{span}", "Taken in, by outcome.", lambda: intake.counts)
-        telemetry.counters("outrider.control.watch", "{event}", "On watch streams.", lambda: publisher.counts)
 
     async def _start_listening(self, server_tls: ServerTls | None) -> None:
         settings, closing = self.settings, self._closing
@@ -212,6 +234,9 @@ class Control:
         self.reached_at = f"unix:{address.path}" if address.is_unix else address_text
         self.chores.start(address_text)
         self.scale.start()
+        self.experiments.start()
+        self.feedback.start()
+        self.rollouts.start()
         for service in SERVICES:
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         log.info("gRPC on %s, HTTP on %s:%d, store %s", address_text, settings.http.host, web.port, self.db.place)
@@ -244,6 +269,8 @@ class Control:
         log.info("stopping")
         await self._health.enter_graceful_shutdown()
         await self.scale.close()
+        await self.experiments.close()
+        await self.rollouts.close()
         await self.publisher.close()
         await self.guard.drain(self.settings.drain_grace_s)
         await self.close()

@@ -77,6 +77,14 @@ class Scaling:
 
 
 @dataclass(frozen=True, slots=True)
+class Rollouts:
+    """The rollout loop; what a rollout is, operators say."""
+
+    interval_ms: int = 1_000
+    webhook_secret_file: Path | None = None  # what webhooks are told is signed with it; None: it is not signed
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything the control plane is told at its start."""
 
@@ -94,6 +102,7 @@ class Settings:
     retention: Retention = field(default_factory=Retention)
     prices: Mapping[str, Mapping[str, float]] = field(default_factory=lambda: MappingProxyType({}))  # by model
     scaling: Scaling = field(default_factory=Scaling)
+    rollouts: Rollouts = field(default_factory=Rollouts)
     defaults: Agent = field(default_factory=lambda: Agent("defaults"))  # of what an applied policy leaves out
     source: Path | None = None  # the file, absolute
 
@@ -199,6 +208,8 @@ def _check(settings: Settings) -> None:
     within(spans.max_per_s, 1, 100_000, "spans.max_per_s")
     within(series.max_agents, 1, 100_000, "series.max_agents")
     within(series.max_per_agent, 1, 10_000, "series.max_per_agent")
+    within(settings.rollouts.interval_ms, 100, 10_000, "rollouts.interval_ms")
+    check_file(settings.rollouts.webhook_secret_file, "rollouts.webhook_secret_file")
     for one in dataclasses.fields(Retention):
         within(getattr(settings.retention, one.name), 60, 10 * _YEAR_S, f"retention.{one.name}")
     _check_listeners(settings)

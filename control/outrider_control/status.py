@@ -45,6 +45,9 @@ class Standing:
             found += control.forward.warnings
         found += unreadable(control.publisher.unreadable)
         found += control.scale.warnings()
+        found += control.experiments.warnings()
+        found += control.feedback.warnings()
+        found += control.rollouts.warnings()
         counts = control.intake.counts
         if counts.get("overflowed"):
             found.append(

@@ -45,6 +45,10 @@ class NotFound(LookupError):
     """Something named in the request is not there; str() says what, and how to see what there is."""
 
 
+class Unready(RuntimeError):
+    """What is asked for cannot be done as things stand; str() says why, and what can."""
+
+
 class Exhausted(RuntimeError):
     """A bound of the control plane is reached; str() says which, and what to do."""
 
@@ -87,6 +91,8 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
             code, text = grpc.StatusCode.NOT_FOUND, str(error)
         case StaleVersion():
             code, text = grpc.StatusCode.ABORTED, _stale(error)
+        case Unready():
+            code, text = grpc.StatusCode.FAILED_PRECONDITION, str(error)
         case Exhausted():
             code, text = grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)
         case DatabaseError() if error.code in _STANDING:

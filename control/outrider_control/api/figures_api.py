@@ -20,6 +20,9 @@ from outrider_control.core.figures import Figures, merged
 from outrider_control.core.sample import OTHER
 from outrider_control.intake.reader import Reader
 from outrider_control.publish.fleet import Fleet
+from outrider_control.state import satisfaction
+from outrider_control.state.database import Database
+from outrider_control.state.satisfaction import Ratings
 
 WINDOWS_MS: Final = {"10s": 10_000, "1m": 60_000, "1h": 3_600_000}
 SPLITS: Final = ("", "method", "variant", "endpoint", "tenant")
@@ -36,7 +39,8 @@ _SLICE: Final = 100  # agents whose quantiles are taken without a pause: some 10
 class FiguresApi:
     """What calls did."""
 
-    def __init__(self, fleet: Fleet, reader: Reader, clock_ms: Callable[[], int]):
+    def __init__(self, fleet: Fleet, reader: Reader, clock_ms: Callable[[], int], db: Database):
+        self._db = db
         self._fleet = fleet
         self._reader = reader
         self._clock_ms = clock_ms
@@ -67,13 +71,17 @@ class FiguresApi:
             to_unix_ms=now_ms,
             sidecars=sum([sidecar.connected for sidecar in self._fleet.sidecars()]),
         )
+        only = next(iter(seen)) if len(seen) == 1 else ""
+        ratings = await self._db.read(satisfaction.by_agent, from_ms, now_ms, only)
         for at, agent_id in enumerate(sorted(seen)):
             if at % _SLICE == _SLICE - 1:
                 await asyncio.sleep(0)
             figures = convert.figures(seen[agent_id], now_ms - from_ms)
+            _rate(figures, ratings.get(agent_id))
             reply.agents.add(agent_id=convert.text(agent_id), figures=figures)
         total = merged(list(seen.values()))
         reply.total.CopyFrom(convert.figures(total, now_ms - from_ms))
+        _rate(reply.total, satisfaction.together([one for name, one in ratings.items() if name in seen]))
         reply.dropped_spans = total.dropped
         return reply
 
@@ -116,13 +124,20 @@ class FiguresApi:
             to_unix_ms=now_ms,
             metrics=[convert.metric(key, figures) for key, figures in named[:MAX_METRICS]],
         )
+        rated = await self._db.read(satisfaction.by_agent, data.from_ms, now_ms, agent_id)
+        _rate(reply.figures, satisfaction.together(rated.values()))
+        by_window = await self._db.read(satisfaction.by_window, data.from_ms, now_ms, window_ms, agent_id)
         for at, (start_ms, figures) in enumerate(data.series):
             if at % _SLICE == _SLICE - 1:
                 await asyncio.sleep(0)
             point_ms = max(1_000, min(start_ms + window_ms, now_ms) - max(start_ms, data.from_ms))
-            reply.series.add(at_unix_ms=start_ms, figures=convert.figures(figures, point_ms))
+            point = reply.series.add(at_unix_ms=start_ms, figures=convert.figures(figures, point_ms))
+            _rate(point.figures, by_window.get(start_ms))
+        by_variant = request.by == "variant"
+        by_text = await self._db.read(satisfaction.by_text, data.from_ms, now_ms, agent_id) if by_variant else {}
         for name, figures in bounded(data.splits):
-            reply.splits.add(name=convert.text(name), figures=convert.figures(figures, now_ms - data.from_ms))
+            split = reply.splits.add(name=convert.text(name), figures=convert.figures(figures, now_ms - data.from_ms))
+            _rate(split.figures, by_text.get(name))
         return reply
 
     async def stream(self, request: operator_pb2.StreamMetricsRequest) -> AsyncGenerator[operator_pb2.Overview, None]:
@@ -158,3 +173,9 @@ def _retrieve(task: asyncio.Task[operator_pb2.Overview]) -> None:
     """An error that nobody waited for is nobody's."""
     if not task.cancelled():
         task.exception()
+
+
+def _rate(figures: operator_pb2.Figures, ratings: Ratings | None) -> None:
+    """How content callers were: said by who rated, and absent where nobody did."""
+    if ratings is not None and ratings.mean is not None:
+        figures.satisfaction = ratings.mean

@@ -21,8 +21,15 @@ from outrider.v1 import mesh_pb2, operator_pb2, operator_pb2_grpc
 from outrider_control.api.agents_api import AgentsApi
 from outrider_control.api.cache_api import CacheApi
 from outrider_control.api.errors import Context, answer, answer_stream
+from outrider_control.api.examples_api import ExamplesApi
+from outrider_control.api.experiment_methods import ExperimentMethods
+from outrider_control.api.experiments_api import Experiments, ExperimentsApi, calls_per_day
+from outrider_control.api.feedback_api import FeedbackApi
+from outrider_control.api.feedback_methods import FeedbackMethods
 from outrider_control.api.figures_api import FiguresApi
 from outrider_control.api.fleet_api import FleetApi
+from outrider_control.api.rollout_methods import RolloutMethods
+from outrider_control.api.rollouts_api import Rollouts, RolloutsApi
 from outrider_control.api.scale_api import ScaleApi, Scales
 from outrider_control.api.status_api import StatusApi
 from outrider_control.api.tokens_api import TokensApi
@@ -33,12 +40,12 @@ from outrider_control.publish.publisher import Publisher
 from outrider_control.state.database import Database
 
 
-class OperatorService(operator_pb2_grpc.OperatorServicer):
+class OperatorService(ExperimentMethods, FeedbackMethods, RolloutMethods, operator_pb2_grpc.OperatorServicer):
     """What operators call.
 
     `defaults` gives the fields that an applied policy leaves out, `price` what tokens cost (`Prices.cost_nano_usd`);
     `on_token_revoked` is called when a token has become void (`Authenticator.forget_tokens`), `scales` is the scale
-    loop."""
+    loop, `experiments` and `rollouts` the loops of theirs."""
 
     def __init__(
         self,
@@ -52,13 +59,20 @@ class OperatorService(operator_pb2_grpc.OperatorServicer):
         defaults: Agent,
         on_token_revoked: Callable[[], None],
         scales: Scales,
+        experiments: Experiments,
+        feedback: FeedbackApi,
+        rollouts: Rollouts,
         price: TokenPrice | None = None,
     ):
         self._agents = AgentsApi(db, clock_ms, defaults)
         self._fleet = FleetApi(fleet, reader, clock_ms)
-        self._figures = FiguresApi(fleet, reader, clock_ms)
+        self._figures = FiguresApi(fleet, reader, clock_ms, db)
         self._traces = TracesApi(reader, clock_ms, price)
         self._cache = CacheApi(db, publisher, fleet, clock_ms)
+        self._experiments = ExperimentsApi(experiments, calls_per_day(reader, clock_ms))
+        self._feedback = feedback
+        self._examples = ExamplesApi(db, clock_ms)
+        self._rollouts = RolloutsApi(rollouts)
         self._scale = ScaleApi(db, scales, clock_ms, publisher.refresh)
         self._status = StatusApi(db, status, clock_ms)
         self._tokens = TokensApi(db, clock_ms, on_token_revoked)

@@ -37,10 +37,19 @@ _SERVICES: Mapping[str, Mapping[str, Rule]] = {
         **dict.fromkeys(("GetOverview", "GetAgentHealth", "GetMetrics", "StreamMetrics"), READ),
         **dict.fromkeys(("ListTraces", "GetTrace", "ExplainTrace", "ListDecisions"), READ),
         **dict.fromkeys(("ListScales", "ExplainScale"), READ),
+        **dict.fromkeys(
+            ("CreateExperiment", "StartExperiment", "PauseExperiment", "ResumeExperiment", "StopExperiment"), CHANGE
+        ),
+        "SetExperimentTraffic": CHANGE,
+        **dict.fromkeys(("GetExperiment", "ListExperiments", "PlanExperiment"), READ),
+        **dict.fromkeys(("CreateRollout", "PromoteRollout", "PauseRollout", "ResumeRollout", "AbortRollout"), CHANGE),
+        **dict.fromkeys(("GetRollout", "ListRollouts"), READ),
+        **dict.fromkeys(("CollectFeedback", "ReviewExample", "CreateDataset"), CHANGE),
+        **dict.fromkeys(("ListFeedback", "GetSatisfaction", "ListExamples", "ListDatasets", "ExportDataset"), READ),
         **dict.fromkeys(("CreateToken", "ListTokens", "RevokeToken"), RULE),
         "WhoAmI": ANYBODY,
     },
-    "outrider.v1.Mesh": dict.fromkeys(("Watch", "Register", "Renew", "Deregister"), SPEAK),
+    "outrider.v1.Mesh": dict.fromkeys(("Watch", "Register", "Renew", "Deregister", "DeliverFeedback"), SPEAK),
     f"{_OTLP}.trace.v1.TraceService": {"Export": SPEAK},
     f"{_OTLP}.metrics.v1.MetricsService": {"Export": SPEAK},
     # KEDA has no token to send: its client certificate is given a role by `auth.certificates`.

@@ -16,7 +16,7 @@ from typing import NoReturn
 from outrider.control_channel import DEFAULT_CONTROL
 
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)(ms|s|m|h|d|w)")
-_DECIMAL = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,12})?")
+_DECIMAL = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,12})?|\.[0-9]{1,12}")
 _UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 _MAX_MS = 3_660 * 86_400_000
 WINDOWS = ("10s", "1m", "1h")
@@ -113,6 +113,14 @@ def decimal(text: str) -> float:
     if not _DECIMAL.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0")
     return float(text)
+
+
+def real(text: str) -> float:
+    """A number that may be below 0, as -1.5."""
+    sign, rest = (-1.0, text[1:]) if text.startswith("-") else (1.0, text)
+    if not _DECIMAL.fullmatch(rest):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return sign * float(rest)
 
 
 def seconds(text: str) -> int:

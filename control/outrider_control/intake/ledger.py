@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy import Connection
 
+from outrider_control.core.call_record import CallRecord
 from outrider_control.core.cardinality import Bounds, Cardinality
 from outrider_control.core.metric_figures import KINDS, MetricNames
 from outrider_control.core.sample import OTHER, Sample, SeriesKey
+from outrider_control.core.unit_sums import UnitCall
 from outrider_control.core.windows import Windows
-from outrider_control.state import kept_spans, named_metrics, rollups
+from outrider_control.state import call_index, kept_spans, named_metrics, rollups, unit_sums
 from outrider_control.state.kept_spans import KeptSpan
 
 if TYPE_CHECKING:
@@ -50,6 +52,8 @@ class Prepared(NamedTuple):
     samples: Sequence[Sample]
     kept: Sequence[KeptSpan]
     metrics: Sequence[MetricPoint]
+    units: Sequence[UnitCall] = ()  # calls of units of splits
+    calls: Sequence[CallRecord] = ()  # to be remembered for feedback
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +270,12 @@ class Ledger:
         if windows:
             rollups.append_delta(connection, windows.encode())
         kept_spans.put(connection, kept)
+        units = [call for batch, new in zip(batches, taken, strict=True) if new for call in batch.units]
+        if units:
+            unit_sums.add(connection, units, now_ms)
+        calls = [call for batch, new in zip(batches, taken, strict=True) if new for call in batch.calls]
+        if calls:
+            call_index.add(connection, calls)
         return _Outcome(taken, counts, self._cardinality.series)
 
     def _count(self, windows: Windows, batch: Prepared, now_ms: int, counts: dict[str, int]) -> None:

@@ -38,6 +38,7 @@ ENDPOINT: Final = "outrider.endpoint"
 CACHE: Final = "outrider.cache"
 CACHE_TIER: Final = "outrider.cache.tier"
 VARIANT: Final = "outrider.variant"
+UNIT: Final = "outrider.unit"  # "split=HASH[,split=HASH...]": where the call is to be counted, and as whose
 TENANT: Final = "outrider.tenant"
 HOP: Final = "outrider.hop"  # "ingress" on a CLIENT span: the reply came through an ingress, which counts the call
 DETACHED: Final = "outrider.detached"  # of a background flight: no call, but its tokens count

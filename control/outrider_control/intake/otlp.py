@@ -25,8 +25,8 @@ _MEMO_RUN_MAX_BYTES: Final = 2_048
 (
     AGENT_ID, METHOD, STATUS, ENDPOINT, VARIANT, TENANT, CACHE, TIER, HOP, DETACHED, QUEUE_US, FIRST_BYTE_US,
     TOKENS_SAVED, INPUT_TOKENS, OUTPUT_TOKENS, CACHE_READ_TOKENS, CACHE_WRITE_TOKENS, REQUEST_MODEL, RESPONSE_MODEL,
-    PROVIDER, SERVICE, STATUS_NUMBER, FIRST_CHUNK_S, WIDTH,
-) = range(24)  # fmt: skip
+    PROVIDER, SERVICE, STATUS_NUMBER, FIRST_CHUNK_S, UNIT, WIDTH,
+) = range(25)  # fmt: skip
 
 _SLOTS: Final[dict[bytes, int]] = {
     name.encode(): slot
@@ -56,6 +56,7 @@ _SLOTS: Final[dict[bytes, int]] = {
         (names.RPC_SERVICE, SERVICE),
         (names.RPC_GRPC_STATUS_CODE, STATUS_NUMBER),
         (names.FIRST_CHUNK_S, FIRST_CHUNK_S),
+        (names.UNIT, UNIT),
     )
 }
 _TEMPLATE: Final[list[Any]] = [None] * WIDTH

@@ -32,8 +32,8 @@ STATUSES: Final = (
 FAILURES: Final = frozenset(
     ("UNKNOWN", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS")
 )
-_FROM_CACHE: Final = frozenset(("hit", "stale", "coalesced"))
-_VERDICTS: Final = _FROM_CACHE | {"miss", "bypass"}
+FROM_CACHE: Final = frozenset(("hit", "stale", "coalesced"))
+_VERDICTS: Final = FROM_CACHE | {"miss", "bypass"}
 
 
 class Facts(NamedTuple):
@@ -85,6 +85,7 @@ class Sampler:
         (
             agent_id, method, status, endpoint, variant, tenant, cache, tier, hop, detached, queue_us, first_us, saved,
             input_tokens, output_tokens, cache_read, cache_write, model, reply_model, provider, service, code, first_s,
+            _,
         ) = values  # fmt: skip
         ours = origin.scope == OUTRIDER_SCOPE
         if not agent_id or type(agent_id) is not str:
@@ -107,15 +108,15 @@ class Sampler:
             end_ms = now_ms
             self.skewed += 1
         if first_us is None:
-            first_us = _first_chunk_us(first_s) if first_s is not None else 0
+            first_us = first_chunk_us(first_s) if first_s is not None else 0
         cached = cost = 0
         priced = unpriced = False
         if input_tokens is None and output_tokens is None:
             input_tokens = output_tokens = cache_read = cache_write = 0
         else:
-            input_tokens, output_tokens = _count(input_tokens), _count(output_tokens)
-            cache_read = _count(cache_read) if cache_read is not None else 0
-            cache_write = _count(cache_write) if cache_write is not None else 0
+            input_tokens, output_tokens = reported(input_tokens), reported(output_tokens)
+            cache_read = reported(cache_read) if cache_read is not None else 0
+            cache_write = reported(cache_write) if cache_write is not None else 0
             if from_cache:
                 cached = input_tokens + output_tokens
                 input_tokens = output_tokens = cache_read = cache_write = 0
@@ -131,9 +132,9 @@ class Sampler:
                     cost, priced = found, True
         return Sample(
             key, end_ms, call, status, failed, cancelled, (end_ns - start_ns) // 1_000,
-            _count(first_us) if call and first_us else 0, _count(queue_us) if queue_us is not None else 0,
+            reported(first_us) if call and first_us else 0, reported(queue_us) if queue_us is not None else 0,
             cache, tier, input_tokens, output_tokens, cache_read, cache_write, cached,
-            _count(saved) if saved is not None else 0, cost, priced, unpriced,
+            reported(saved) if saved is not None else 0, cost, priced, unpriced,
         )  # fmt: skip
 
     def _make_facts(self, identity: tuple[Any, ...]) -> Facts:
@@ -151,7 +152,7 @@ class Sampler:
             key=SeriesKey(_text(agent_id), _method(method, service), _text(variant), _text(endpoint), _text(tenant)),
             call=counts.call,
             tokens=counts.tokens,
-            from_cache=verdict in _FROM_CACHE,
+            from_cache=verdict in FROM_CACHE,
             status=name,
             failed=failed,
             cancelled=name == "CANCELLED",
@@ -170,7 +171,7 @@ def _text(value: Any) -> str:
     return value if type(value) is str else "" if value is None else str(value)
 
 
-def _count(value: Any) -> int:
+def reported(value: Any) -> int:
     """A count as it was reported; 0 for what is none."""
     if type(value) is int:
         return value if 0 <= value <= _TOKENS_MAX else 0
@@ -179,7 +180,8 @@ def _count(value: Any) -> int:
     return 0
 
 
-def _first_chunk_us(seconds: Any) -> int:
+def first_chunk_us(seconds: Any) -> int:
+    """From seconds as they were reported; 0 for what is none."""
     return int(seconds * 1e6) if type(seconds) in (int, float) and 0 <= seconds < 1e6 else 0
 
 
@@ -211,4 +213,15 @@ def contributes(sample: Sample) -> bool:
     )  # fmt: skip
 
 
-__all__ = ["FAILURES", "SERVER", "STATUSES", "Facts", "Sampler", "contributes", "refusal"]
+__all__ = [
+    "FAILURES",
+    "FROM_CACHE",
+    "SERVER",
+    "STATUSES",
+    "Facts",
+    "Sampler",
+    "contributes",
+    "first_chunk_us",
+    "refusal",
+    "reported",
+]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, NoReturn
 
 import grpc
@@ -118,6 +118,10 @@ class Intake:
         kept = self._tail.mark(bytes.fromhex(trace_id), self._clock_ms())
         if kept:
             await self._ledger.commit(Prepared("", -1, (), kept, ()))
+
+    def want_attributes(self, names: Iterable[str]) -> None:
+        """The attributes of spans that experiments and rollouts count from now on."""
+        self._traces.unit_calls.want(names)
 
     # gRPC
 
@@ -223,7 +227,9 @@ class Intake:
         new = False
         self._arriving -= 1  # it has arrived: others need not wait for it
         try:
-            new = await self._ledger.commit(Prepared(batch.source, batch.sequence, batch.samples, kept, ()))
+            new = await self._ledger.commit(
+                Prepared(batch.source, batch.sequence, batch.samples, kept, (), batch.units, batch.calls)
+            )
         finally:
             self._arriving += 1
             if not new:  # some are of other batches, taken from the ring: the store has a span once at most

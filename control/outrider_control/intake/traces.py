@@ -16,13 +16,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from outrider_control.core.call_record import CallRecord
 from outrider_control.core.sample import Sample
+from outrider_control.core.unit_sums import UnitCall
+from outrider_control.intake.call_gate import CallGate
 from outrider_control.intake.hop import Hops
 from outrider_control.intake.names import OUTRIDER_SCOPE
-from outrider_control.intake.otlp import AGENT_ID, Group, Origin, SpanFields, SpanReader
+from outrider_control.intake.otlp import AGENT_ID, UNIT, Group, Origin, SpanFields, SpanReader
 from outrider_control.intake.prices import Prices
 from outrider_control.intake.samples import Sampler, contributes, refusal
 from outrider_control.intake.tail import Tail, TailSpan
+from outrider_control.intake.unit_calls import UnitCalls
 from outrider_control.intake.wire import Malformed, fields
 from outrider_control.state.kept_spans import KeptSpan
 
@@ -52,6 +56,8 @@ class Batch:
         self.duplicates = 0
         self.samples: list[Sample] = []
         self.kept: list[KeptSpan] = []
+        self.units: list[UnitCall] = []
+        self.calls: list[CallRecord] = []
 
     def read(self, reader: SpanReader) -> Iterator[None]:
         """Reads every span. Malformed: one is no span."""
@@ -99,6 +105,8 @@ class Traces:
         self.hops = Hops()
         self.sampler = Sampler(self.hops, prices)
         self.tail = tail
+        self.unit_calls = UnitCalls(prices)
+        self.gate = CallGate()
         self._clock_offset_ms = clock_offset_ms
 
     def batch(self, request: bytes) -> Batch:
@@ -108,7 +116,9 @@ class Traces:
     def take(self, batch: Batch, known: Callable[[bytes], bool] | None, now_ms: int) -> Iterator[None]:
         """Fills `batch.samples` and `batch.kept`. Spans that are `known` are duplicates."""
         sample_of, observe = self.sampler.sample, self.tail.observe
-        samples, kept = batch.samples, batch.kept
+        samples, kept, calls = batch.samples, batch.kept, batch.calls
+        self.gate.begin(now_ms)
+        remember = self.gate.take
         origin: Origin | None = None
         offset_ms, ours = 0, False
         spans = 0
@@ -123,6 +133,9 @@ class Traces:
             sample = sample_of(one, read, offset_ms, now_ms)
             if contributes(sample):
                 samples.append(sample)
+            remember(ours, read, sample, calls)
+            if ours and read.values[UNIT] is not None:
+                batch.units += self.unit_calls.of(data, read, sample, now_ms)
             key = sample.key
             total_us = sample.total_us
             failed = sample.failed or (read.failed and not sample.cancelled)

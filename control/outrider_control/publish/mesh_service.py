@@ -9,6 +9,7 @@ Deliberately not here: who may call (the interceptor of `api.auth`), what is pus
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
 import grpc
@@ -16,7 +17,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from outrider.policy import PolicyError
-from outrider.v1 import mesh_pb2, mesh_pb2_grpc
+from outrider.v1 import feedback_pb2, mesh_pb2, mesh_pb2_grpc
 from outrider_control.publish.fleet import MAX_TEXT, Sidecar
 from outrider_control.publish.lessor import Full
 from outrider_control.publish.publisher import Publisher
@@ -30,11 +31,16 @@ MAX_RENEWED = 1_000
 _Context = grpc.aio.ServicerContext
 
 
+Deliver = Callable[[mesh_pb2.DeliverFeedbackRequest, _Context], Awaitable[feedback_pb2.CollectFeedbackReply]]
+
+
 class MeshService(mesh_pb2_grpc.MeshServicer):
     """To be registered with `add_to`: its Watch takes and gives bytes."""
 
-    def __init__(self, publisher: Publisher):
+    def __init__(self, publisher: Publisher, deliver: Deliver | None = None):
+        """`deliver` takes what callers of sidecars said, and answers errors by itself."""
         self._publisher = publisher
+        self._deliver = deliver
 
     def add_to(self, server: grpc.aio.Server) -> None:
         handlers = {
@@ -44,6 +50,11 @@ class MeshService(mesh_pb2_grpc.MeshServicer):
             ),
             "Renew": grpc.unary_unary_rpc_method_handler(
                 self.Renew, mesh_pb2.RenewRequest.FromString, mesh_pb2.RenewReply.SerializeToString
+            ),
+            "DeliverFeedback": grpc.unary_unary_rpc_method_handler(
+                self.DeliverFeedback,
+                mesh_pb2.DeliverFeedbackRequest.FromString,
+                feedback_pb2.CollectFeedbackReply.SerializeToString,
             ),
             "Deregister": grpc.unary_unary_rpc_method_handler(
                 self.Deregister, mesh_pb2.DeregisterRequest.FromString, mesh_pb2.DeregisterReply.SerializeToString
@@ -140,6 +151,13 @@ class MeshService(mesh_pb2_grpc.MeshServicer):
         except DatabaseError as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         return mesh_pb2.DeregisterReply()
+
+    async def DeliverFeedback(  # noqa: N802
+        self, request: mesh_pb2.DeliverFeedbackRequest, context: _Context
+    ) -> feedback_pb2.CollectFeedbackReply:
+        if self._deliver is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this control plane takes no feedback")
+        return await self._deliver(request, context)
 
 
 class _Reader:

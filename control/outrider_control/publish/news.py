@@ -15,7 +15,8 @@ from sqlalchemy import Connection
 
 from outrider_control.core.leases import Lease
 from outrider_control.publish.lease_changes import to_lease
-from outrider_control.state import agents, epochs, leases, schema
+from outrider_control.state import agents, epochs, leases, schema, splits
+from outrider_control.state.splits import SplitSet
 
 
 class EpochTable(NamedTuple):
@@ -39,6 +40,7 @@ class News(NamedTuple):
     agents: Sequence[agents.AgentRecord]
     deleted: Sequence[tuple[str, int]]
     endpoints: Mapping[str, EndpointSet]
+    splits: Mapping[str, SplitSet]
     epochs: EpochTable | None
     default_agent: tuple[str, int]
     revision: int
@@ -57,4 +59,5 @@ def since(connection: Connection, revision: int) -> News:
     }
     newest = connection.execute(sa.select(sa.func.max(schema.epochs.c.revision))).scalar() or 0
     table = EpochTable(*epochs.current(connection)) if newest > revision else None
-    return News(records, deleted, endpoints, table, agents.default_agent(connection), now, unreadable)
+    divided = splits.changed_since(connection, revision)
+    return News(records, deleted, endpoints, divided, table, agents.default_agent(connection), now, unreadable)

@@ -184,6 +184,14 @@ class Publisher:
                 is_new = catalog.remove(key, endpoint_set.version, now_us)
             if is_new:
                 changed.append(key)
+        for agent_id, split_set in news.splits.items():
+            key = ResourceId(resources.SPLITS, agent_id)
+            if split_set.splits:
+                is_new = catalog.put(resources.splits(agent_id, split_set.revision, split_set.splits, now_us))
+            else:
+                is_new = catalog.remove(key, split_set.revision, now_us)
+            if is_new:
+                changed.append(key)
         changed.extend([resource.key for resource in self._of_the_mesh(news, now_us) if catalog.put(resource)])
 
     def _of_the_mesh(self, news: News, now_us: int) -> Iterable[resources.Resource]:

@@ -19,6 +19,7 @@ POLICY = int(mesh_pb2.RESOURCE_KIND_POLICY)
 ENDPOINTS = int(mesh_pb2.RESOURCE_KIND_ENDPOINTS)
 EPOCHS = int(mesh_pb2.RESOURCE_KIND_EPOCHS)
 MESH = int(mesh_pb2.RESOURCE_KIND_MESH)
+SPLITS = int(mesh_pb2.RESOURCE_KIND_SPLITS)
 
 MAX_TOMBS = 16_384  # removed resources whose last version is remembered, for sidecars that have not heard of it yet
 MAX_BODIES = 32  # shared bodies of one generation
@@ -76,6 +77,12 @@ def endpoints(agent_id: str, version: int, encoded: Sequence[bytes], changed_us:
     """`encoded`: each an outrider.v1.Endpoint, in the order of their addresses."""
     body = b"".join([field(1, endpoint) for endpoint in encoded])
     return _resource(ResourceId(ENDPOINTS, agent_id), version, body, changed_us)
+
+
+def splits(agent_id: str, version: int, encoded: Sequence[bytes], changed_us: int) -> Resource:
+    """`encoded`: each an outrider.v1.SplitPolicy, in the order of their names."""
+    body = b"".join([field(1, split) for split in encoded])
+    return _resource(ResourceId(SPLITS, agent_id), version, body, changed_us)
 
 
 def epochs(floor: int, rows: Iterable[tuple[str, str, str, int]], version: int, changed_us: int) -> Resource:

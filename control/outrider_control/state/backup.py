@@ -169,6 +169,7 @@ def _fill(connection: Connection, path: Path, read: Backup, place: str, force: b
     live_revision = revision.current(connection)
     live_versions = {row.agent_id: row.version for row in connection.execute(sa.select(schema.agents))}
     sets = set(connection.execute(sa.select(schema.endpoint_sets.c.agent_id)).scalars())
+    live_splits = set(connection.execute(sa.select(schema.split_sets.c.agent_id)).scalars())
     for table in reversed(schema.metadata.sorted_tables):
         connection.execute(sa.delete(table))
     for name, rows in _portions(path):
@@ -178,11 +179,17 @@ def _fill(connection: Connection, path: Path, read: Backup, place: str, force: b
     oldest = {"name": migration.OLDEST_PROGRAM, "number": int(migration.HEAD), "text": ""}
     replace_rows(connection, schema.meta, [oldest])
     _number_on(connection)
-    _leap(connection, live_revision, live_versions, sets, read, now_ms)
+    _leap(connection, live_revision, live_versions, sets, live_splits, read, now_ms)
 
 
 def _leap(
-    connection: Connection, live_revision: int, live: Mapping[str, int], sets: set[str], read: Backup, now_ms: int
+    connection: Connection,
+    live_revision: int,
+    live: Mapping[str, int],
+    sets: set[str],
+    live_splits: set[str],
+    read: Backup,
+    now_ms: int,
 ) -> None:
     """Start past every number that may have been given out since the backup was made."""
     behind = max(0, live_revision - revision.current(connection))
@@ -207,6 +214,8 @@ def _leap(
     replace_rows(connection, schema.agents, heads)
     sets |= set(connection.execute(sa.select(schema.endpoint_sets.c.agent_id)).scalars())
     replace_rows(connection, schema.endpoint_sets, [{"agent_id": one, "revision": at} for one in sorted(sets)])
+    divided = set(connection.execute(sa.select(schema.split_sets.c.agent_id)).scalars()) | live_splits
+    replace_rows(connection, schema.split_sets, [{"agent_id": one, "revision": at} for one in sorted(divided)])
     default = sa.update(schema.meta).where(schema.meta.c.name == "default_agent").values(number=at)
     connection.execute(default)
     epochs.raise_floor(connection, now_ms)

@@ -1,4 +1,4 @@
-"""Small texts the control plane remembers by name, such as the digest of the agents' file it applied last.
+"""Small texts and counters the control plane remembers by name, such as the digest of the agents' file it applied last.
 
 Deliberately not here: the change counter (`revision`) and the default agent (`agents`), which are rows of this table
 with rules of their own.
@@ -33,3 +33,15 @@ def put_text(connection: Connection, name: str, value: str) -> None:
     if name in _OWNED:
         raise ValueError(f"{name!r} has rules of its own")
     replace_rows(connection, meta, [{"name": name, "number": 0, "text": value}])
+
+
+def raise_number(connection: Connection, name: str) -> int:
+    """The next number of a counter, from 1; nobody else raises it before this transaction ends."""
+    if name in _OWNED:
+        raise ValueError(f"{name!r} has rules of its own")
+    raised = sa.update(meta).where(meta.c.name == name).values(number=meta.c.number + 1).returning(meta.c.number)
+    found = connection.execute(raised).scalar()
+    if found is None:
+        connection.execute(upsert(connection, meta, ["name"], []), [{"name": name, "number": 0, "text": ""}])
+        found = connection.execute(raised).scalar_one()
+    return found

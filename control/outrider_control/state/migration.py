@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 from outrider_control.state import failures, schema
 from outrider_control.state.failures import DatabaseError
 
-HEAD = "0002"
+HEAD = "0005"
 VERSION_TABLE = "outrider_schema"
 OLDEST_PROGRAM = "oldest_program"
 _LOCK = 0x6F75747269646572  # "outrider": of pg_advisory_xact_lock

@@ -15,7 +15,19 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Table
 
-from outrider_control.state import kept_spans, named_metrics, rollups, scales, schema
+from outrider_control.state import (
+    call_index,
+    examples,
+    experiments,
+    feedback,
+    kept_spans,
+    named_metrics,
+    rollouts,
+    rollups,
+    scales,
+    schema,
+    unit_sums,
+)
 
 PORTION = 5_000
 _MAX_VERSIONS = 1_000  # of one agent's policy
@@ -36,6 +48,8 @@ class Retention:
     windows_1h_s: int = 7_776_000
     spans_s: int = 259_200
     decisions_s: int = 31_536_000
+    calls_s: int = 604_800  # that feedback may come after its call
+    feedback_s: int = 31_536_000  # but for what approved examples are made of
 
 
 def prune(connection: Connection, now_ms: int, retention: Retention) -> dict[str, int]:
@@ -54,6 +68,12 @@ def prune(connection: Connection, now_ms: int, retention: Retention) -> dict[str
         "peers": _take(connection, peers, peers.c.seen_ms < now_ms - _PEERS_MS),
         "tokens": _take(connection, tokens, ended),
         "scales": scales.prune(connection),
+        "experiments": experiments.prune(connection, now_ms - retention.decisions_s * 1000, PORTION),
+        "rollouts": rollouts.prune(connection, now_ms - retention.decisions_s * 1000, PORTION),
+        "unit_sums": unit_sums.prune(connection, PORTION),
+        "calls": call_index.prune(connection, now_ms - retention.calls_s * 1000),
+        "feedback": feedback.prune(connection, now_ms - retention.feedback_s * 1000),
+        "examples": examples.prune(connection, now_ms - retention.feedback_s * 1000, PORTION),
     }
 
 

@@ -9,7 +9,18 @@ Deliberately not here: how the tables came to be (`migrations`), who reads and w
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, PrimaryKeyConstraint, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+)
 
 # SQLite gives out row ids for INTEGER keys only.
 BIG_ID = BigInteger().with_variant(Integer, "sqlite")
@@ -216,4 +227,214 @@ spans = Table(
     PrimaryKeyConstraint("trace_id", "span_id"),
     Index("spans_by_id", "span_id"),
     Index("spans_by_agent", "agent_id", "start_ms"),
+)
+
+# How traffic is divided. `split` is an outrider.v1.SplitPolicy.
+splits = Table(
+    "splits",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("agent_id", Text, nullable=False, index=True),
+    Column("split", LargeBinary, nullable=False),
+)
+
+# The version of each agent's set of splits.
+split_sets = Table(
+    "split_sets",
+    metadata,
+    Column("agent_id", Text, primary_key=True),
+    Column("revision", BigInteger, nullable=False, index=True),
+)
+
+# `version` grows with every change, looks among them.
+experiments = Table(
+    "experiments",
+    metadata,
+    Column("name", Text, primary_key=True),  # of its split as well
+    Column("agent_id", Text, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("state", Text, nullable=False),  # draft, running, paused, stopped
+    Column("spec", LargeBinary, nullable=False),  # outrider.v1.ExperimentSpec
+    Column("carried", Text, nullable=False, server_default=""),  # JSON: from look to look
+    Column("decision", Text, nullable=False, server_default=""),  # JSON: the last look's
+    Column("verdict", Text, nullable=False, server_default=""),
+    Column("winner", Text, nullable=False, server_default=""),
+    Column("reason", Text, nullable=False, server_default=""),
+    Column("rollout", Text, nullable=False, server_default=""),  # that it has begun
+    Column("author", Text, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("started_ms", BigInteger, nullable=False, server_default="0"),  # 0: it was not
+    Column("stopped_ms", BigInteger, nullable=False, server_default="0", index=True),  # 0: it has not
+    Index("experiments_by_agent", "agent_id", "created_ms"),
+)
+
+# The course of experiments, thinned out.
+looks = Table(
+    "looks",
+    metadata,
+    Column("experiment", Text, nullable=False),
+    Column("number", BigInteger, nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("units", BigInteger, nullable=False),
+    Column("comparisons", Text, nullable=False),  # JSON: [[variant, effect, low, high], ...]
+    PrimaryKeyConstraint("experiment", "number"),
+)
+
+# What each unit of a split came to. `changed` is of a counter in `meta` that every writer raises.
+unit_sums = Table(
+    "unit_sums",
+    metadata,
+    Column("split", Text, nullable=False),
+    Column("unit", Text, nullable=False),  # keyed hash, 32 hex digits
+    Column("variant", Text, nullable=False),  # empty: none yet, there is only its history
+    Column("flipped", Integer, nullable=False, server_default="0"),  # 1: it came with another variant too
+    Column("changed", BigInteger, nullable=False),
+    Column("sums", LargeBinary, nullable=False),  # core.unit_sums
+    PrimaryKeyConstraint("split", "unit"),
+    Index("unit_sums_by_change", "split", "changed"),
+)
+
+# How many units of a split there are, how many calls of others found no room, and when the last call came.
+unit_counts = Table(
+    "unit_counts",
+    metadata,
+    Column("split", Text, primary_key=True),
+    Column("units", BigInteger, nullable=False, server_default="0"),
+    Column("left_out", BigInteger, nullable=False, server_default="0"),
+    Column("last_ms", BigInteger, nullable=False, server_default="0"),
+)
+
+# How new versions go out. `split` is the one whose weights a rollout moves; its row is in `splits`.
+rollouts = Table(
+    "rollouts",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("agent_id", Text, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("phase", Text, nullable=False),
+    Column("spec", LargeBinary, nullable=False),  # outrider.v1.RolloutSpec
+    Column("state", Text, nullable=False),  # JSON
+    Column("author", Text, nullable=False),
+    Column("experiment", Text, nullable=False),
+    Column("split", Text, nullable=False),
+    Column("split_version", BigInteger, nullable=False, server_default="0"),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("ended_ms", BigInteger, nullable=False, server_default="0", index=True),  # 0: it is under way
+    Index("rollouts_by_agent", "agent_id", "created_ms"),
+)
+
+# What rollouts still have to tell their webhooks.
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("id", BIG_ID, primary_key=True, autoincrement=True),
+    Column("rollout", Text, nullable=False),
+    Column("agent_id", Text, nullable=False),
+    Column("url", Text, nullable=False),
+    Column("body", Text, nullable=False),  # JSON
+    Column("key", Text, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("due_ms", BigInteger, nullable=False),
+    Index("outbox_by_url", "url", "id"),
+)
+
+# Calls as runs of many, so that feedback finds them. `part`: -1 not divided yet; 0 to 255 by the last byte of the call
+# id; 256 to 511 pairs of trace and call by the last byte of the trace id.
+calls = Table(
+    "calls",
+    metadata,
+    Column("id", BIG_ID, primary_key=True, autoincrement=True),
+    Column("part", Integer, nullable=False, index=True),
+    Column("flush", BigInteger, nullable=False),  # what was divided together has the same
+    Column("units", Integer, nullable=False),  # 1: calls with a unit are among them
+    Column("calls", BigInteger, nullable=False),  # how many
+    Column("looked", Integer, nullable=False),  # 1: for feedback that waits
+    Column("last_ms", BigInteger, nullable=False),
+    Column("run", LargeBinary, nullable=False),  # core.call_record
+)
+
+# What was said of calls. What follows `units` of the call is there once it is joined.
+feedback = Table(
+    "feedback",
+    metadata,
+    Column("feedback_id", Text, primary_key=True),
+    Column("call_id", Text, nullable=False),
+    Column("trace_id", Text, nullable=False, index=True),
+    Column("named_agent", Text, nullable=False),  # by who sent it
+    Column("by_trace", Integer, nullable=False),
+    Column("joined", Integer, nullable=False),
+    Column("agent_id", Text, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("variant", Text, nullable=False),
+    Column("units", Text, nullable=False),
+    Column("call_rank", Integer, nullable=False),
+    Column("call_at_ms", BigInteger, nullable=False),
+    Column("rating", Float, nullable=True),
+    Column("correction", Text, nullable=False),
+    Column("complaint", Text, nullable=False),
+    Column("labels", Text, nullable=False),  # JSON
+    Column("scores", Text, nullable=False),  # JSON
+    Column("author", Text, nullable=False),
+    Column("input", Text, nullable=False),
+    Column("output", Text, nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("received_ms", BigInteger, nullable=False, index=True),
+    Column("to_learn", Integer, nullable=False),  # 1: it waits to become an example
+    Column("example_id", BigInteger, nullable=True, index=True),
+    Index("feedback_by_join", "joined", "by_trace", "received_ms"),
+    Index("feedback_by_agent", "agent_id", "at_ms"),
+    Index("feedback_to_learn", "to_learn", "received_ms"),
+)
+
+# Learning examples: what people approve, edit or reject.
+examples = Table(
+    "examples",
+    metadata,
+    Column("id", BIG_ID, primary_key=True, autoincrement=True),
+    Column("agent_id", Text, nullable=False),
+    Column("key", Text, nullable=False),  # what says the same has the same
+    Column("group_key", Text, nullable=False),  # what asks the same has the same
+    Column("state", Text, nullable=False),  # candidate, approved, rejected
+    Column("input", Text, nullable=False),
+    Column("output", Text, nullable=False),
+    Column("correction", Text, nullable=False),
+    Column("complaint", Text, nullable=False),
+    Column("labels", Text, nullable=False),  # JSON
+    Column("trace_ids", Text, nullable=False),  # JSON
+    Column("pieces", BigInteger, nullable=False),  # of feedback
+    Column("first_ms", BigInteger, nullable=False),
+    Column("last_ms", BigInteger, nullable=False),
+    Column("reviewer", Text, nullable=False, server_default=""),
+    Column("review_reason", Text, nullable=False, server_default=""),
+    Column("reviewed_ms", BigInteger, nullable=False, server_default="0"),
+    Index("examples_by_key", "agent_id", "key", unique=True),
+    Index("examples_by_state", "agent_id", "state", "id"),
+)
+
+# Frozen examples: neither row is ever changed.
+datasets = Table(
+    "datasets",
+    metadata,
+    Column("agent_id", Text, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("author", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("counts", Text, nullable=False),  # JSON: by part
+    Column("digest", Text, nullable=False),  # SHA-256 of all lines
+    PrimaryKeyConstraint("agent_id", "version"),
+)
+
+dataset_items = Table(
+    "dataset_items",
+    metadata,
+    Column("agent_id", Text, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("position", BigInteger, nullable=False),
+    Column("part", Text, nullable=False),  # train, validation, holdout
+    Column("group_key", Text, nullable=False),
+    Column("line", Text, nullable=False),  # JSON, with its end
+    PrimaryKeyConstraint("agent_id", "version", "position"),
+    Index("dataset_items_by_group", "agent_id", "group_key"),
 )

@@ -119,6 +119,8 @@ def test_scaling(write: Write, tmp_path: Path) -> None:
     ("text", "field", "reason"),
     [
         ("scaling: {interval_ms: 1}", "scaling.interval_ms", "is not between"),
+        ("rollouts: {interval_ms: 1}", "rollouts.interval_ms", "is not between"),
+        ("rollouts: {webhook_secret_file: none}", "rollouts.webhook_secret_file", "is not a file"),
         ("scaling: {drain_s: -1}", "scaling.drain_s", "is not between"),
         ("scaling: {drains: 1}", "scaling.drains", "is not a field"),
         ("scaling: {engines: [1]}", "scaling.engines", "is not a mapping of engines"),

@@ -123,7 +123,7 @@ def test_what_roles_may_do() -> None:
         "RevokeToken",
     }
     assert may["sidecar"] & operators == {"/outrider.v1.Operator/WhoAmI"}
-    reads = ("Get", "List", "Stream", "Explain", "Diff", "WhoAmI")
+    reads = ("Get", "List", "Stream", "Explain", "Diff", "Export", "PlanExperiment", "WhoAmI")
     viewed = {method.rpartition("/")[2] for method in may["viewer"] & operators}
     assert all(name.startswith(reads) for name in viewed)
     wanted = {method.rpartition("/")[2] for method in operators if method.rpartition("/")[2].startswith(reads)}

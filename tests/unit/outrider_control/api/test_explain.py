@@ -14,7 +14,7 @@ from outrider_control.api.explain import Explanation, explain_call, explain_trac
 from outrider_control.intake import names, span_view
 from outrider_control.intake.span_view import EventView, SpanView
 from outrider_sidecar.core import attributes
-from outrider_sidecar.core.span import CLIENT, SERVER, Admission, Attempt, Generation, Span
+from outrider_sidecar.core.span import CLIENT, SERVER, Admission, Attempt, Compression, Generation, Span
 from outrider_sidecar.engines.otlp import Encoder
 
 START_NS = 1_700_000_000_000_000_000
@@ -128,7 +128,7 @@ def test_a_try_beside_another_is_a_hedge() -> None:
 
 def test_tokens_and_cost() -> None:
     usage = Generation(model="m1", input_tokens=12_000, output_tokens=300, cache_read_tokens=9_000)
-    priced = explain_call(written(generation=usage, tokens_saved=4_000), price=lambda _: 1_230_000)
+    priced = explain_call(written(generation=usage, compression=Compression(16_000, 12_000)), price=lambda _: 1_230_000)
     assert texts(priced)["tokens"] == (
         "12,000 in, 300 out, 9,000 of the input from the provider's cache, $0.00123; compression took 4,000 away (m1)"
     )

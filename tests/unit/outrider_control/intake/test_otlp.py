@@ -112,7 +112,7 @@ def sidecar_span(draw: random.Random) -> sidecar.Span:
         draw.choice(("", "session")), draw.choice(("", "unit")),
         (sidecar.Attempt("a:1", 1, 2, 14, "retry"),) if draw.random() < 0.2 else (),
         draw.choice((None, sidecar.Generation("chat", "m", "", "", 10, 3_000, 200, 1))),
-        draw.choice((0, 130)), draw.choice(((), ("cache: no",))),
+        draw.choice((None, sidecar.Compression(230, 100, ("columns/1",), 5))), draw.choice(((), ("cache: no",))),
     )  # fmt: skip
 
 

@@ -44,7 +44,8 @@ async def test_what_is_over_goes_and_the_rest_stays(database: Database) -> None:
     gone = await database.write(retention.prune, NOW_MS, Retention())
     assert gone == {
         "rollups": 3, "named_metrics": 1, "spans": 1, "batches": 1, "decisions": 1, "agent_versions": 0,
-        "sidecars": 1, "peers": 1, "tokens": 1, "scales": 1,
+        "sidecars": 1, "peers": 1, "tokens": 1, "scales": 1, "experiments": 0, "rollouts": 0, "unit_sums": 0,
+        "calls": 0, "feedback": 0, "examples": 0,
     }  # fmt: skip
     assert {token.name for token in await database.read(tokens.current)} == {"forever", "over lately"}
     assert set((await database.write(retention.prune, NOW_MS, Retention())).values()) == {0}
