@@ -31,7 +31,7 @@ JOBS ?= 2
 PARALLEL := $(if $(filter-out 0,$(JOBS)),-n $(JOBS) --dist loadfile)
 NATIVE_TESTS := tests/unit/outrider_http2 tests/unit/outrider_sidecar tests/conformance tests/integration
 
-.PHONY: help run spike test test-native native .interpreted check format lint types imports stubs bench protos fmt clean
+.PHONY: help run spike ab test test-native native .interpreted check format lint types imports stubs bench protos fmt clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ run: $(VENV)/.ready $(COMPILED_READY) ## a mesh of simulated agents under load, 
 
 spike: $(VENV)/.ready $(COMPILED_READY) ## 50 calls/s step to 500 and back on a real mesh that scales by itself; a verdict at the end
 	$(COMPILED) $(RUN) -m bench.spike $(ARGS)
+
+ab: $(VENV)/.ready $(COMPILED_READY) ## an A/B test that reaches its verdict, a rollout that promotes it, a harmful one that is aborted
+	$(COMPILED) $(RUN) -m bench.ab $(ARGS)
 
 test: $(VENV)/.ready ## all tests; ARGS="tests/unit -k hpack" for some
 	$(RUN) -m pytest $(PARALLEL) $(ARGS)

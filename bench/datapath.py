@@ -15,12 +15,13 @@ import cProfile
 import pstats
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from outrider.policy import Agent, EndpointPolicy, Optimization, Policy
+from outrider.split import Split
 from outrider_http2 import frames
 from outrider_http2.client import ClientConnection
 from outrider_http2.hpack import Encoder, literal
@@ -70,6 +71,8 @@ class Path:
         policy: Mapping[str, Any] | None = None,
         capacity: int = 0,
         filters: tuple[ModuleType, ...] = stack.EGRESS,
+        splits: tuple[Split, ...] = (),
+        fields: Callable[[int], tuple[tuple[bytes, bytes], ...]] = lambda _: (),
     ):
         self.reactor = Reactor(_Loop(), Limits(), app.OWNED)  # type: ignore[arg-type]
         runtime = self.runtime = Runtime(self.reactor, time.monotonic, time.time, random.Random(1))
@@ -86,15 +89,16 @@ class Path:
         optimization = Optimization(cache_enabled=full, cache_methods=("/bench.Echo/Unary",), cache_max_bytes=2**23)
         if not hits and not store:
             optimization = replace(optimization, cache_max_object_bytes=64)
-        endpoint = EndpointPolicy("127.0.0.1:9001", capacity=capacity)
+        endpoint = EndpointPolicy("127.0.0.1:9001", labels={"version": "v1"}, capacity=capacity)
         agent = Agent("a", (endpoint,), optimization=optimization, **(policy or {}))
-        runtime.snapshot = stack.compile_snapshot(Policy({"a": agent}, "a"), runtime, filters)
+        runtime.snapshot = stack.compile_snapshot(Policy({"a": agent}, "a", splits={"a": splits}), runtime, filters)
         self.client = self._connection(ServerConnection, self._accept)
         self._in_flight = in_flight
         self._peer, self._endpoint = Encoder(), Encoder()
         self._prefix = b"\0" + size.to_bytes(4, "big")
         self._filler = bytes(max(0, size - 8))
         self._hits = hits
+        self._fields = fields
         self.client.receive(frames.PREFACE + frames.settings(((4, 2**31 - 1),)) + frames.SETTINGS_ACK)
         self.client.receive(frames.window_update(0, 2**31 - 1 - 65_535))
         self.upstream.open()
@@ -127,7 +131,7 @@ class Path:
         parts = []
         for at in range(self._in_flight):
             stream_id = self.next_in + 2 * at
-            block = self._peer.encode(REQUEST)
+            block = self._peer.encode((*REQUEST, *self._fields(stream_id)))
             # Every request is another one: equal ones would share a flight.
             body = self._prefix + (0 if self._hits else stream_id).to_bytes(8, "big") + self._filler
             parts += [frames.header_frames(stream_id, block, False, 16_384), frames.frame(0, 1, stream_id, body)]

@@ -1,9 +1,10 @@
 """What the control plane's intake costs: OTLP batches of 512 of our sidecar's spans, to committed figures.
 
 `python -m bench.intake [--json] [--spans N]`. The receiver is one process pinned to one core: read alone (beside
-walking the generated protobuf classes), read to samples with tail rules and prices, to the store without gRPC, and the
-whole from a gRPC client in a process of its own on another core, through the guard. Prints spans per second of the
-receiver's CPU time and of wall time, and how far resident memory grew over the second half of the spans sent.
+walking the generated protobuf classes), read to samples with tail rules and prices, to the store without gRPC, the same
+where every span is of a session that an experiment counts, and the whole from a gRPC client in a process of its own on
+another core, through the guard. Prints spans per second of the receiver's CPU time and of wall time, and how far
+resident memory grew over the second half of the spans sent.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from bench import machine
 from outrider import heap
+from outrider.split import Split, Variant
 from outrider_control.guard.listener import BACKEND_OPTIONS, Guard, guard_reactor
 from outrider_control.intake.fold import Fold
 from outrider_control.intake.forward import PATHS
@@ -36,6 +38,7 @@ from outrider_control.intake.prices import Prices
 from outrider_control.intake.services import REQUEST_MAX_BYTES, Intake
 from outrider_control.intake.tail import Tail
 from outrider_control.intake.traces import Batch, Traces
+from outrider_control.state import splits
 from outrider_control.state.database import Database
 from outrider_sidecar.core.span import CLIENT, Admission, Generation, Span
 from outrider_sidecar.engines.otlp import Encoder
@@ -43,11 +46,14 @@ from outrider_sidecar.engines.otlp import Encoder
 BATCH = 512
 BATCHES = 64  # distinct ones; they are sent again and again under new numbers
 SENDERS = 4
+SESSIONS = 10_000
+TRIED = "tried"  # the experiment that counts sessions, where there is one
 PRICES = {"model": {"input_usd_per_mtok": 3.0, "output_usd_per_mtok": 15.0, "cache_read_usd_per_mtok": 0.3}}
 
 
-def spans(count: int, seed: int) -> list[bytes]:
-    """Encoded spans of 51 agents, three methods each, two endpoints each; lognormal durations, 1 % failed."""
+def spans(count: int, seed: int, counted: bool = False) -> list[bytes]:
+    """Encoded spans of 51 agents, three methods each, two endpoints each; lognormal durations, 1 % failed. `counted`:
+    every session is a unit of one experiment."""
     draw = random.Random(seed)
     encoder = Encoder({"service.name": "outrider-sidecar"})
     now_ns = time.time_ns()
@@ -56,12 +62,14 @@ def spans(count: int, seed: int) -> list[bytes]:
         agent, method, endpoint = draw.randrange(51), draw.randrange(3), draw.randrange(2)
         total_us = int(draw.lognormvariate(12, 0.8))
         failed = draw.random() < 0.01
+        session = draw.randrange(SESSIONS)
+        variant, unit = (f"{TRIED}={'ab'[session % 2]}", f"{TRIED}={session:032x}") if counted else ("", "")
         span = Span(
             b"%032x" % draw.getrandbits(128), b"%016x" % draw.getrandbits(64), b"%016x" % draw.getrandbits(64), b"", 1,
             CLIENT, f"/agents.v1.Agent/Method{method}", f"agent-{agent:03}", f"10.0.{agent}.{endpoint}:9001",
             now_ns - total_us * 1_000, total_us, 14 if failed else 0, "",
             Admission(draw.randrange(3_000)), 0, total_us // 3, draw.randrange(10_000), draw.randrange(10_000),
-            draw.choice(("miss", "hit", "bypass")), "", "", f"session-{draw.randrange(10_000)}", "", (),
+            draw.choice(("miss", "hit", "bypass")), "", variant, f"session-{session}", unit, (),
             Generation("invoke_agent", "model", "", "", draw.randrange(1, 4_000), draw.randrange(1, 900)),
         )  # fmt: skip
         found.append(encoder.span(span))
@@ -177,12 +185,15 @@ class Meter:
         }
 
 
-async def storing(count: int) -> dict[str, float]:
+async def storing(count: int, name: str = "stored", counted: bool = False) -> dict[str, float]:
     """Bytes to the store, without gRPC: senders wait for their acknowledgement, as sidecars do."""
-    encoded = spans(BATCH * BATCHES, 2)
+    encoded = spans(BATCH * BATCHES, 2, counted)
     batches = [encoded[at : at + BATCH] for at in range(0, len(encoded), BATCH)]
     with tempfile.TemporaryDirectory() as folder:
         async with Receiver(Path(folder)) as receiver:
+            if counted:
+                tried = Split(TRIED, "agent-000", (Variant("a", 0.5), Variant("b", 0.5)))
+                await receiver.database.write(splits.put, tried)
             meter = Meter()
 
             async def send(encoder: Encoder, share: int, after: int) -> None:
@@ -195,9 +206,9 @@ async def storing(count: int) -> dict[str, float]:
             await asyncio.gather(*(send(encoder, rounds, 0) for encoder in senders))
             meter.start()
             await asyncio.gather(*(send(encoder, rounds, rounds) for encoder in senders))
-            figures = meter.figures("stored", rounds * SENDERS * BATCH)
+            figures = meter.figures(name, rounds * SENDERS * BATCH)
             accepted = receiver.intake.counts["accepted"]
-            figures["stored_missing"] = 2 * rounds * SENDERS * BATCH - accepted
+            figures[f"{name}_missing"] = 2 * rounds * SENDERS * BATCH - accepted
             return figures
 
 
@@ -269,6 +280,7 @@ def main() -> int:
     os.sched_setaffinity(0, {receiver_core})
     figures = decoding()
     figures |= uvloop.run(storing(chosen.spans))
+    figures |= uvloop.run(storing(chosen.spans // 4, "counted", counted=True))
     figures |= uvloop.run(receiving(chosen.spans))
     if chosen.json:
         print(json.dumps(figures))

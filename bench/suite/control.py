@@ -19,7 +19,7 @@ Figures = dict[str, Any]
 
 def run(quick: bool, rounds: int) -> Figures:
     """Everything, by name; lists hold one value per round."""
-    figures: Figures = {"push": {}, "intake": [], "questions": {}, "outage": []}
+    figures: Figures = {"push": {}, "intake": [], "questions": {}, "outage": [], "abort": []}
     print("\ncontrol plane: policy pushed to watchers, through the guard", flush=True)
     for _ in range(rounds):
         for one in _lines(
@@ -40,6 +40,12 @@ def run(quick: bool, rounds: int) -> Figures:
     figures["questions"] = json.loads(run_bench("bench.intake_query", "--json", f"--rounds={5 if quick else 15}"))
     for name, one in figures["questions"].items():
         print(f"  {name:48} {one['median']:8.1f} ms  worst {one['worst']:.1f}", flush=True)
+    print("\ncontrol plane: a rollout aborted, to the last of 51 sidecars", flush=True)
+    for _ in range(rounds):
+        told = run_bench("bench.rollout_abort", "--json", f"--rounds={5 if quick else 15}", codes=(0, 1))
+        figures["abort"].append(one := json.loads(told))
+        hand, auto = one["by_hand"]["last_max_ms"], one["by_itself"]["last_max_ms"]
+        print(f"  worst from an operator's call {hand:.1f} ms, from the loop's decision {auto:.1f} ms", flush=True)
     print("\ncontrol plane: killed under load and started again", flush=True)
     for _ in range(rounds):
         figures["outage"].append(one := _outage())
@@ -61,12 +67,14 @@ def _outage() -> dict[str, float]:
 def verdicts(figures: Mapping[str, Any]) -> list[Verdict]:
     """What must be reached, with what was measured."""
     push, intake, outage = figures.get("push", {}), figures.get("intake", []), figures.get("outage", [])
+    aborts = [max(one[name]["last_max_ms"] for name in ("by_hand", "by_itself")) for one in figures.get("abort", [])]
     day = figures.get("questions", {}).get("24 h of one agent")
     return [
         Verdict(
             "policy change to applied, 51 sidecars, p99", 100.0, [one["p99_ms"] for one in push.get("51", [])], "ms"
         ),
         Verdict("the same, 1,000 watchers, p99", 1_000.0, [one["p99_ms"] for one in push.get("1000", [])], "ms"),
+        Verdict("a rollout's abort to the last of 51 sidecars, worst", 1_000.0, aborts, "ms"),
         Verdict("CPU per span taken in by gRPC", _SPAN_US, [one["received_cpu_us_per_span"] for one in intake], "us"),
         Verdict("spans lost on the way in", 0.0, [one["received_missing"] for one in intake], ""),
         Verdict("memory growth over the second half", 5.0, [one["received_rss_growth_mb"] for one in intake], "MB"),

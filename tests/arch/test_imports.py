@@ -12,7 +12,7 @@ from tests.arch.source import OURS, ROOT, SOURCE_ROOTS, Module, inside, modules
 SIDECAR = "outrider_sidecar"
 CONTROL = "outrider_control"
 PARTS = ("core", "state", "publish", "intake")  # of the control plane, below its services
-CONTRACT = ("outrider.policy", "outrider.address")
+CONTRACT = ("outrider.policy", "outrider.split", "outrider.address", "outrider.feedback_check")
 READING = tuple(f"outrider.{name}" for name in ("policy_parse", "tree", "defaults", "settings", "yaml_file"))
 
 # From the bottom up: a layer imports itself and what stands before it, never what stands after it.
@@ -25,7 +25,15 @@ ALLOWED = {
     f"{SIDECAR}.core": CONTRACT,
     f"{SIDECAR}.engines": CONTRACT,
     f"{SIDECAR}.payloads": (*CONTRACT, f"{SIDECAR}.core", "outrider.v1"),
+    f"{SIDECAR}.compress": (*CONTRACT, f"{SIDECAR}.core"),
+    f"{SIDECAR}.compress_command": (*CONTRACT, f"{SIDECAR}.compress"),
+    f"{SIDECAR}.compress_process": (f"{SIDECAR}.compress",),
     f"{SIDECAR}.filters": (*CONTRACT, f"{SIDECAR}.payloads"),
+    f"{SIDECAR}.filters.compress": (
+        *CONTRACT,
+        "outrider_http2",
+        *(f"{SIDECAR}.{name}" for name in ("core", "compress", "payloads")),
+    ),
     f"{SIDECAR}.stack": (*CONTRACT, f"{SIDECAR}.payloads"),
     f"{SIDECAR}.environment": (*CONTRACT, *READING),
     f"{SIDECAR}.config": (*CONTRACT, *READING, f"{SIDECAR}.environment"),
@@ -35,8 +43,16 @@ ALLOWED = {
         *CONTRACT,
         *READING,
         "outrider.codec",
+        "outrider.split_codec",
         "outrider.v1",
         *(f"{SIDECAR}.{name}" for name in ("core", "engines", "edge")),
+    ),
+    f"{SIDECAR}.edge.feedback_codec": ("outrider.v1", f"{SIDECAR}.edge"),
+    f"{SIDECAR}.edge.compress_worker": ("outrider_http2", *(f"{SIDECAR}.{name}" for name in ("compress", "core"))),
+    f"{SIDECAR}.edge.compress_service": (
+        *CONTRACT,
+        "outrider.v1",
+        *(f"{SIDECAR}.{name}" for name in ("core", "compress", "payloads", "filters", "edge")),
     ),
     f"{SIDECAR}.app": (*CONTRACT, *READING, SIDECAR, "outrider"),
     f"{SIDECAR}.__main__": (f"{SIDECAR}.app",),
@@ -44,18 +60,33 @@ ALLOWED = {
     f"{CONTROL}.core": (*CONTRACT, *READING),
     f"{CONTROL}.guard": ("outrider_http2",),
     f"{CONTROL}.state": (*CONTRACT, *READING, f"{CONTROL}.core"),
+    f"{CONTROL}.state.splits": (*CONTRACT, "outrider.split_codec", "outrider.v1", f"{CONTROL}.state"),
     f"{CONTROL}.publish": ("outrider", f"{CONTROL}.core", f"{CONTROL}.state"),
     f"{CONTROL}.intake": (*CONTRACT, f"{CONTROL}.core", f"{CONTROL}.state"),
     f"{CONTROL}.engines": (*CONTRACT, *READING, f"{CONTROL}.loops.scale.types"),
     f"{CONTROL}.api": (
         "outrider",
-        *(f"{CONTROL}.{name}" for name in (*PARTS, "loops.scale.record", "loops.scale.types")),
+        *(
+            f"{CONTROL}.{name}"
+            for name in (*PARTS, "loops.scale.record", "loops.scale.types", "loops.experiment", "loops.rollout")
+        ),
     ),
-    f"{CONTROL}.loops": (*CONTRACT, "outrider.v1", *(f"{CONTROL}.{name}" for name in ("core", "state", "publish"))),
+    f"{CONTROL}.loops": (
+        *CONTRACT,
+        *READING,
+        "outrider.split_codec",
+        "outrider.v1",
+        *(f"{CONTROL}.{name}" for name in ("core", "state", "publish")),
+    ),
     # Over the operator's API alone, but for what works on a store or a configuration that nobody serves.
     f"{CONTROL}.commands": ("outrider", f"{CONTROL}.state", f"{CONTROL}.config"),
+    # What is played runs here: the control plane's own decision.
+    f"{CONTROL}.commands.experiment_plan": ("outrider", f"{CONTROL}.commands", f"{CONTROL}.loops.experiment"),
     f"{CONTROL}.config": (*CONTRACT, *READING, f"{CONTROL}.state", f"{CONTROL}.api", f"{CONTROL}.engines"),
     f"{CONTROL}.scaling": tuple(f"{CONTROL}.{name}" for name in ("config", "engines", "loops", "publish", "state")),
+    f"{CONTROL}.rollouts": tuple(f"{CONTROL}.{name}" for name in ("config", "loops", "publish", "state")),
+    f"{CONTROL}.experiments": tuple(f"{CONTROL}.{name}" for name in ("intake", "loops", "publish", "state")),
+    f"{CONTROL}.feedback": (*READING, *(f"{CONTROL}.{name}" for name in ("api", "intake", "state"))),
     f"{CONTROL}.http": (),
     f"{CONTROL}.agents_file": (*CONTRACT, *READING, f"{CONTROL}.config", f"{CONTROL}.state"),
     f"{CONTROL}.chores": (
@@ -69,6 +100,9 @@ ALLOWED = {
 }
 LIBRARIES = {  # of others, beside the standard library; a part that is not named here may use any declared one
     "outrider.policy": (),
+    "outrider.split": (),
+    "outrider.split_parse": (),
+    "outrider.feedback_check": (),
     "outrider.policy_parse": (),
     "outrider.tree": (),
     "outrider.address": (),
@@ -76,9 +110,10 @@ LIBRARIES = {  # of others, beside the standard library; a part that is not name
     f"{SIDECAR}.core": (),
     f"{SIDECAR}.engines": ("cachetools", "msgpack", "xxhash"),
     f"{SIDECAR}.payloads": ("google", "xxhash"),
+    f"{SIDECAR}.compress": ("bpe_openai", "msgpack"),  # the former is a vocabulary, where one is installed
     f"{SIDECAR}.filters": (),
     f"{SIDECAR}.stack": (),
-    f"{CONTROL}.core": (),
+    f"{CONTROL}.core": ("msgpack",),
     f"{CONTROL}.guard": (),
 }
 SEPARATE = (f"{SIDECAR}.engines", f"{SIDECAR}.filters")  # modules of these know no other module of the same

@@ -18,10 +18,13 @@ PURE = (
     "outrider_control.api.explain",
     "outrider_control.api.roles",
     "outrider_control.core",
+    *(f"outrider_control.loops.experiment.{name}" for name in ("compare", "conclude", "decide", "simulate", "types")),
     *(f"outrider_control.loops.scale.{name}" for name in ("capacity", "decide", "forecast", "types")),
+    *(f"outrider_control.loops.rollout.{name}" for name in ("advance", "by_hand", "measure", "types", "verdict")),
     "outrider_control.publish.resources",
     "outrider_control.publish.watch",
     "outrider_http2",
+    "outrider_sidecar.compress",
     "outrider_sidecar.engines",
     "outrider_sidecar.payloads",
 )

@@ -26,14 +26,31 @@ from outrider.policy import (
     Rates,
     Retry,
 )
+from outrider.split import Split, Variant
 from outrider_sidecar import stack
 from outrider_sidecar.core.call import Call
 from outrider_sidecar.core.runtime import AgentState, Runtime
-from outrider_sidecar.filters import admit, cache, deadline, degrade, dispatch, limit, payload, retry
+from outrider_sidecar.filters import (
+    admit,
+    cache,
+    compress,
+    deadline,
+    degrade,
+    dispatch,
+    experiment,
+    generation,
+    limit,
+    payload,
+    retry,
+    variant_metadata,
+)
 from tests.wire import ECHO, Caller, Wire, agent, message
 
 LIVE = ("agent_id", "cache", "flights", "pool", "rates", "retry")  # of AgentState: what outlives a policy
-FILTERS = [deadline, payload, cache, limit, degrade, admit, retry, dispatch]
+FILTERS = [
+    *(deadline, payload, experiment, cache, generation, limit, compress, degrade, admit, retry, dispatch),
+    variant_metadata,
+]
 NATIVE = "/outrider.v1.Agent/InvokeStream"
 ASK = message(b"ask")
 
@@ -52,7 +69,12 @@ FULL = agent(
     degradation=Degradation(True, enter=0.0001, leave=0.0, enter_ms=0),
 )
 EMPTY = Agent("a")
-POLICIES = {"plain": PLAIN, "full": FULL, "empty": EMPTY}
+SPLIT = Split("x", "a", (Variant("one", 0.5), Variant("two", 0.5, model="m", max_output_tokens=9, compression=True)))
+POLICIES = {
+    "plain": Policy({"a": PLAIN}, "a"),
+    "full": Policy({"a": FULL}, "a", splits={"a": (SPLIT,)}),
+    "empty": Policy({"a": EMPTY}, "a"),
+}
 
 REQUESTS: dict[str, dict[str, Any]] = {
     "unary": {"body": ASK},
@@ -110,23 +132,22 @@ ENDS: dict[str, Callable[[Wire, Caller], Any]] = {
 }
 
 
-def parts(policy: Agent) -> tuple[Wire, AgentState, Runtime]:
-    wire = Wire(policy)
+def parts(policy: str) -> tuple[Wire, AgentState, Runtime]:
+    wire = Wire(POLICIES[policy])
     return wire, wire.state(), wire.runtime
 
 
 def test_the_suite_knows_every_filter() -> None:
-    assert set(stack.EGRESS) == set(FILTERS)
-    assert set(stack.INGRESS) <= set(FILTERS)
+    assert set(stack.EGRESS) | set(stack.INGRESS) == set(FILTERS)
 
 
 @pytest.mark.parametrize("module", FILTERS, ids=lambda module: module.__name__.rpartition(".")[2])
 class TestFilter:
     @pytest.mark.parametrize("policy", POLICIES)
     def test_it_is_built_again_for_each_policy_upon_the_same_state(self, module: ModuleType, policy: str) -> None:
-        wire, state, runtime = parts(POLICIES[policy])
+        wire, state, runtime = parts(policy)
         before = {name: getattr(state, name) for name in LIVE}
-        step = module.build(POLICIES[policy], state, runtime)
+        step = module.build(POLICIES[policy].agents["a"], state, runtime)
         assert step is None or callable(step)
         assert {name: getattr(state, name) for name in before} == before
         wire.assert_clean()
@@ -141,7 +162,7 @@ class TestFilter:
         self, module: ModuleType, request_name: str
     ) -> None:
         """The step alone stands before dispatch."""
-        wire, state, runtime = parts(FULL)
+        wire, state, runtime = parts("full")
         step = module.build(FULL, state, runtime)
         assert step is not None
         while module is degrade and state.ladder.observe(1.0, 0.0):
@@ -193,19 +214,25 @@ def test_all_filters_together_give_back_what_they_took(policy: str, request_name
 @pytest.mark.parametrize(
     ("module", "policy", "left_out"),
     [
-        (cache, PLAIN, True),
-        (cache, FULL, False),
-        (limit, PLAIN, True),
-        (limit, FULL, False),
-        (degrade, PLAIN, True),
-        (degrade, FULL, False),
-        (deadline, PLAIN, False),
-        (dispatch, EMPTY, False),
+        (cache, "plain", True),
+        (cache, "full", False),
+        (limit, "plain", True),
+        (limit, "full", False),
+        (degrade, "plain", True),
+        (degrade, "full", False),
+        (experiment, "plain", True),
+        (experiment, "full", False),
+        (generation, "plain", True),
+        (generation, "full", False),
+        (compress, "plain", True),
+        (compress, "full", False),
+        (deadline, "plain", False),
+        (dispatch, "empty", False),
     ],
 )
-def test_a_filter_with_nothing_to_do_is_left_out(module: ModuleType, policy: Agent, left_out: bool) -> None:
+def test_a_filter_with_nothing_to_do_is_left_out(module: ModuleType, policy: str, left_out: bool) -> None:
     _, state, runtime = parts(policy)
-    assert (module.build(policy, state, runtime) is None) is left_out
+    assert (module.build(POLICIES[policy].agents["a"], state, runtime) is None) is left_out
 
 
 def test_a_policy_without_any_feature_changes_nothing_of_a_call() -> None:

@@ -1,0 +1,1 @@
+"""An A/B test and two rollouts on a real mesh: `make ab`."""
