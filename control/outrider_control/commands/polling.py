@@ -8,6 +8,7 @@ Deliberately not here: what is shown.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from rich.text import Text
 from outrider.control_channel import OperatorError
 from outrider_control.commands.output import plain
 from outrider_control.commands.session import Session
-from outrider_control.commands.watch import PATIENCE_S
+from outrider_control.commands.watch import PATIENCE_S, Interrupts
 
 R = TypeVar("R", bound=Message)
 
@@ -39,12 +40,14 @@ def poll(
     is_live = out.console.is_terminal and not out.is_json
     live = Live(console=out.console, auto_refresh=False, vertical_overflow="visible") if is_live else None
     try:
-        if live is None:
-            _follow(session, ask, lambda record, _: _print(session, record, picture), is_over, interval_s, sleep)
-        else:
-            with live:
-                show = _in_place(live, picture)
-                _follow(session, ask, show, is_over, interval_s, sleep)
+        with Interrupts() as interrupts, contextlib.nullcontext() if live is None else live:
+            show = _in_place(live, picture) if live is not None else lambda record, _: _print(session, record, picture)
+
+            def shown(record: R | None, error: OperatorError | None) -> None:
+                show(record, error)
+                interrupts.check()
+
+            _follow(session, ask, shown, is_over, interval_s, sleep)
     except KeyboardInterrupt:
         pass  # how watching ends
 

@@ -5,9 +5,11 @@ Always holds: it outlives a control plane that restarts, and says so meanwhile; 
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import time
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -40,14 +42,40 @@ def main(arguments: list[str]) -> int:
 def _watch(session: Session) -> int:
     screen = _Live(session) if session.out.console.is_terminal and not session.out.is_json else _Lines(session)
     try:
-        with screen:
-            _follow(session, screen)
+        with Interrupts() as interrupts, screen:
+            _follow(session, screen, interrupts)
     except KeyboardInterrupt:
         pass  # how watching ends
     return 0
 
 
-def _follow(session: Session, screen: _Lines) -> None:
+class Interrupts:
+    """Ctrl-C, remembered: a library in whose clean-up code it happens to arrive drops the exception."""
+
+    def __init__(self) -> None:
+        self._before: Any = None
+        self._was = False
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._take)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def check(self) -> None:
+        """KeyboardInterrupt, if there was one."""
+        if self._was:
+            raise KeyboardInterrupt
+
+    def _take(self, *_: object) -> None:
+        self._was = True
+        raise KeyboardInterrupt
+
+
+def _follow(session: Session, screen: _Lines, interrupts: Interrupts) -> None:
     options = session.options
     left = options.count
     silent_since: float | None = None
@@ -57,6 +85,7 @@ def _follow(session: Session, screen: _Lines) -> None:
                 silent_since = None
                 screen.show(overview)
                 screen.has_shown = True
+                interrupts.check()
                 if left is not None:
                     left -= 1
                     if left == 0:
@@ -71,6 +100,7 @@ def _follow(session: Session, screen: _Lines) -> None:
         if not screen.has_shown:
             raise CommandError(f"the control plane at {session.operator.address} ended the stream without a figure")
         time.sleep(RETRY_S)
+        interrupts.check()
 
 
 class _Lines:

@@ -121,7 +121,8 @@ class CompressFilter:
             return True
         body = call.body
         if not call.request_ended or call.body_bytes > MAX_REQUEST_BYTES:
-            return self._aside(call, TOO_LARGE)
+            self._aside(call, TOO_LARGE)
+            return None
         if body is None:
             return None
         started = time.perf_counter()
@@ -131,9 +132,11 @@ class CompressFilter:
                 message = in_order(message, self.agent.compression.order_tools, self.agent.compression.order_json_keys)
             spots = located(message)
         except Unreadable as error:
-            return self._aside(call, error.reason)
+            self._aside(call, error.reason)
+            return None
         except Broken:
-            return self._aside(call, MALFORMED)
+            self._aside(call, MALFORMED)
+            return None
         now = self._runtime.clock()
         tenant, scope = self._scope(call, message)
         parts = self.parts(spots, tenant, now)

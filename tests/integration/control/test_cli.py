@@ -141,7 +141,7 @@ def test_watch_outlives_a_restart(control: Control) -> None:
     environment = python_environment({})
     with subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as watching:
         assert watching.stdout is not None
-        assert json.loads(watching.stdout.readline())["agents"]
+        assert "agents" in json.loads(watching.stdout.readline())
         control.kill()
         killed_ms = time.time() * 1_000
         control.start()
