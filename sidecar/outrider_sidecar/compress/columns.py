@@ -240,7 +240,10 @@ def _merged(shapes: set[tuple[str, ...]]) -> tuple[str, ...]:
 def written(document: Document) -> str | None:
     """The text that stands for a document, or None where it holds no table."""
     fold = Fold(document)
-    tree = fold.folded(document.tree)
+    try:
+        tree = fold.folded(document.tree)
+    except RecursionError:
+        return None
     if not isinstance(tree, dict | list):
         return None
     text = "".join(_BARE.split(document.encode(tree)))

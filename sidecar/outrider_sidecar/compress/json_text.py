@@ -15,6 +15,7 @@ import json.encoder
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Final, NoReturn
 
 STRING: Final = re.compile(r'("[^"\\]*+(?:\\.[^"\\]*+)*+")', re.DOTALL)
@@ -23,7 +24,9 @@ _INDENT: Final = re.compile(r"[\[{]\n([ ]{1,8}|\t)")
 _NUMBER: Final = re.compile(r'"\\u0004([^"]*)"')
 _STAND_IN: Final = re.compile(r"\\u000([123])")
 _MEANT: Final = {"1": '\\"', "2": "\\", "3": "\\\\"}
-_NO_BRACKETS: Final = re.compile(r"[^{}\[\]]+")
+_NO_BRACKETS: Final = bytes([code for code in range(256) if chr(code) not in "{}[]"])
+_DEEPER: Final = {ord("{"): 1, ord("["): 1, ord("}"): -1, ord("]"): -1}
+_BREAK: Final = re.compile(r"(.)\n([ \t]*)(?=(.))")
 
 DEFAULT: Final = "d"  # json.dumps of Python: a space after each comma and colon
 COMPACT: Final = "c"  # no whitespace
@@ -116,24 +119,24 @@ def read(text: str) -> Document | None:
         return None
     plain = text.isascii()
     usual = "\\u000" not in text  # a stand-in of ours that is in the text as an escape would be taken for ours
-    if usual and (_ASCII_DEFAULT if plain else _WIDE_DEFAULT)(tree) == text:
+    if usual and text[1:2] != "\n" and (_ASCII_DEFAULT if plain else _WIDE_DEFAULT)(tree) == text:
         return Document(tree, DEFAULT, len(text), plain, False, True)
-    compact = squeezed(text)
-    style = style_of(text, compact)
+    parts = STRING.split(text)
+    between = parts[0::2]
+    parts[0::2] = "".join("\0".join(between).split()).split("\0")
+    compact = "".join(parts)
+    style = _style_of(text, compact, between)
     if usual and (_ASCII_COMPACT if plain else _WIDE_COMPACT)(tree) == compact:
         return Document(tree, style, len(compact), plain, False, True, compact)
     return _read_raw(compact, style, plain)
 
 
 def _too_deep(text: str) -> bool:
+    """Brackets within strings are counted too: who hides depth behind them meets the interpreter's limit instead."""
     if text.count("{") + text.count("[") <= MAX_DEPTH:
         return False
-    brackets = _NO_BRACKETS.sub("", "".join(STRING.split(text)[0::2]))
-    for _ in range(MAX_DEPTH):  # each round takes away one or two levels
-        brackets = brackets.replace("[]", "").replace("{}", "")
-        if not brackets:
-            return False
-    return True
+    brackets = text.encode("utf-8", "surrogatepass").translate(None, _NO_BRACKETS)
+    return max(accumulate(map(_DEEPER.__getitem__, brackets)), default=0) > MAX_DEPTH
 
 
 def _read_raw(compact: str, style: str, plain: bool) -> Document:
@@ -163,15 +166,8 @@ def read_lines(text: str) -> Document | None:
     return None
 
 
-def squeezed(text: str) -> str:
-    """JSON without the whitespace between its tokens."""
-    parts = STRING.split(text)
-    parts[0::2] = "".join("\0".join(parts[0::2]).split()).split("\0")
-    return "".join(parts)
-
-
-def style_of(text: str, compact: str) -> str:
-    """The style of a text whose compact form is known; empty: it has none."""
+def _style_of(text: str, compact: str, between: list[str]) -> str:
+    """The style of a text whose compact form is known, and what stands between its strings; empty: it has none."""
     end = "n" if text.endswith("\n") else ""
     body = text.removesuffix("\n")
     if len(body) == len(compact):
@@ -181,7 +177,38 @@ def style_of(text: str, compact: str) -> str:
         style = DEFAULT
     else:
         style = "t" if indent[1] == "\t" else str(len(indent[1]))
+        return style + end if _is_indented(body, compact, indent[1], between) else ""
     return style + end if restyled(compact, style) == body else ""
+
+
+def _is_indented(text: str, compact: str, unit: str, between: list[str]) -> bool:
+    """Whether `_indented` of the compact form would give the text, told by counting: every break and every colon has
+    the whitespace it should, every place that should have some does, and no other whitespace is left."""
+    depth = 0
+    blanks = 0
+    breaks = _BREAK.findall(text)
+    for before, blank, after in breaks:
+        if before in "{[":
+            depth += 1
+            if after in "}]":
+                return False  # what is empty stays together
+        elif after in "}]":
+            depth -= 1
+        elif before != ",":
+            return False
+        if len(blank) != depth * len(unit):
+            return False
+        blanks += len(blank)
+    tokens = "".join("\0".join(between).split())
+    full = tokens.count("{") + tokens.count("[") - tokens.count("{}") - tokens.count("[]")
+    colons = tokens.count(":")
+    return (
+        len(breaks) == text.count("\n") == tokens.count(",") + 2 * full
+        and colons == sum([part[:2] == ": " for part in between])
+        and len(text) == len(compact) + len(breaks) + blanks + colons
+        and (unit != "\t" or " " not in "".join([blank for _, blank, _ in breaks]))
+        and (unit == "\t" or "\t" not in "".join([blank for _, blank, _ in breaks]))
+    )
 
 
 def restyled(compact: str, style: str) -> str:

@@ -97,6 +97,25 @@ class RequestFacts:
         self.stream = stream
         self.max_output_tokens = max_output_tokens  # the most the reply may have; 0: not bounded, or not known
 
+    def with_generation(self, model: str, max_output_tokens: int) -> RequestFacts:
+        """The same of a request that asks for another model or bound; empty and 0: as it asked."""
+        return RequestFacts(
+            self.cacheable,
+            self.reason,
+            self.digest,
+            self.tier,
+            self.tags,
+            self.read_only_tools,
+            self.agent_id,
+            self.session_id,
+            self.user_id,
+            self.tenant_id,
+            self.priority,
+            model or self.model,
+            self.stream,
+            max_output_tokens or self.max_output_tokens,
+        )
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RequestFacts) and _fields(self) == _fields(other)
 

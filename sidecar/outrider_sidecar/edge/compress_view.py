@@ -28,6 +28,7 @@ def compression_families(runtime: Runtime, worker: CompressWorker) -> Iterable[F
     calls: list[tuple[Labels, float]] = []
     tokens: list[tuple[Labels, float]] = []
     seconds: list[tuple[Labels, float]] = []
+    longest: list[tuple[Labels, float]] = []
     blocks: list[tuple[Labels, float]] = []
     saved: list[tuple[Labels, float]] = []
     money: list[tuple[Labels, float]] = []
@@ -38,6 +39,7 @@ def compression_families(runtime: Runtime, worker: CompressWorker) -> Iterable[F
         calls += [((agent_id, reason), count) for reason, count in one.outcomes.items()]
         tokens += [((agent_id, "before"), one.tokens_before), ((agent_id, "after"), one.tokens_after)]
         seconds.append(((agent_id,), one.us / 1e6))
+        longest.append(((agent_id,), one.longest_us / 1e6))
         blocks += [((agent_id, name), counts[0]) for name, counts in one.compressors.items()]
         saved += [((agent_id, name), counts[1]) for name, counts in one.compressors.items()]
         money += [((agent_id, "saved"), one.controller.saved), ((agent_id, "growth"), one.controller.growth)]
@@ -47,6 +49,7 @@ def compression_families(runtime: Runtime, worker: CompressWorker) -> Iterable[F
     yield Family("outrider_compression_calls", "counter", "Requests looked at.", ("agent", "outcome"), calls)
     yield Family("outrider_compression_tokens", "counter", "Of requests, by our count.", ("agent", "when"), tokens)
     yield Family("outrider_compression_seconds", "counter", "On the loop.", ("agent",), seconds)
+    yield Family("outrider_compression_longest_seconds", "gauge", "On the loop at a time.", ("agent",), longest)
     yield Family("outrider_compression_blocks", "counter", "Blocks, once each.", by_name, blocks)
     yield Family("outrider_compression_block_tokens_saved", "counter", "Of blocks, once each.", by_name, saved)
     yield Family("outrider_compression_money", "gauge", "In the policy's prices.", ("agent", "kind"), money)

@@ -51,6 +51,7 @@ class CompressFilter:
         "fetched",
         "is_on",
         "ledger",
+        "longest_us",
         "memo",
         "originals",
         "outcomes",
@@ -81,6 +82,7 @@ class CompressFilter:
         self.tokens_before = 0
         self.tokens_after = 0
         self.us = 0  # on the loop
+        self.longest_us = 0  # that others waited at a time
         self.fetched = 0  # originals that were asked for
         self.compressors: dict[str, list[int]] = {}  # name -> blocks, tokens saved
         self.outcomes: dict[str, int] = {}  # why a call left as it came
@@ -142,7 +144,7 @@ class CompressFilter:
         parts = self.parts(spots, tenant, now)
         heavy = self._heavy(parts, now, scope)
         if heavy and self._hand_out(call, heavy):
-            self.us += int((time.perf_counter() - started) * 1e6)
+            self._took(int((time.perf_counter() - started) * 1e6))
             return True
         return self._send(call, message, spots, parts, now, scope, tenant, started, not heavy)
 
@@ -252,7 +254,8 @@ class CompressFilter:
             call.note(f"compress: {note}")
         self.ledger.expire(now)
         self.originals.expire(now)
-        if changed is message and not self.agent.compression.order_tools:
+        policy = self.agent.compression
+        if changed is message and not (policy.order_tools or policy.order_json_keys):
             return None
         return not call.replace_body(b"\0" + len(changed).to_bytes(PREFIX_BYTES - 1, "big") + changed)
 
@@ -275,11 +278,15 @@ class CompressFilter:
             return treated
         return bool(known.why == "treated")
 
+    def _took(self, us: int) -> None:
+        self.us += us
+        self.longest_us = max(self.longest_us, us)
+
     def _count(self, call: Call, plan: Any, us: int, treated: bool) -> None:
         before: int = plan.tokens_before
         after: int = plan.tokens_after
         self.calls += 1
-        self.us += us
+        self._took(us)
         self.tokens_before += before
         self.tokens_after += after
         names: list[str] = []

@@ -8,7 +8,6 @@ Deliberately not here: the messages (`payloads.rewrite`), which variant (filter 
 
 from __future__ import annotations
 
-from copy import copy
 from typing import Final
 
 from outrider.policy import Agent
@@ -46,11 +45,8 @@ def generation(call: Call) -> bool | None:
     if done.reason:
         call.note(f"generation: {done.reason}")
         return None
-    if call.payload is not None:
-        facts = copy(call.payload)  # the flight's own stay as they were asked
-        facts.model = wanted.model or facts.model
-        facts.max_output_tokens = wanted.max_output_tokens or facts.max_output_tokens
-        call.payload = facts
+    if call.payload is not None:  # the flight's own stay as they were asked
+        call.payload = call.payload.with_generation(wanted.model, wanted.max_output_tokens or 0)
     return not call.replace_body(done.body)
 
 

@@ -97,6 +97,8 @@ def test_a_full_disk_under_postgresql(postgres: Postgres, small_disk: Path) -> N
         admin.execute(sql.SQL("CREATE TABLESPACE small LOCATION {}").format(str(link)))
         admin.execute("CREATE DATABASE full_disk TEMPLATE template0 TABLESPACE small")
         database = Database.open(postgres.url("full_disk"))
+        database.read_now(revision.current)  # its tables are there
+        admin.execute("CHECKPOINT")  # else whoever reads may have to write a page of theirs to make room for another
         try:
             ballast = small_disk / "ballast"
             ballast.write_bytes(bytes(2 * 2**20))

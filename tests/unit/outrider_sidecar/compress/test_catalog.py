@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from outrider_sidecar.compress import catalog, structured
+from outrider_sidecar.compress import catalog, json_text, structured
 from outrider_sidecar.compress.block import (
     ASSISTANT,
     CONTEXT,
@@ -224,3 +224,15 @@ def test_a_selection_keeps_sentences_to_the_character_and_is_within_its_share() 
 
 def test_without_a_question_nothing_is_selected() -> None:
     assert catalog.lossy(Block(PROSE, CONTEXT), Context(Budget(STEPS), keep=0.3)) is None
+
+
+@given(json_texts(), st.integers(0, 10**6), st.sampled_from(["", " ", "  ", "\n", "\t", "\n  ", ": ", "\r"]))
+@settings(max_examples=300)
+def test_a_style_is_named_only_where_it_gives_the_text_back(text: str, at: int, blank: str) -> None:
+    """White space put anywhere, mostly where a style has none: what is found is what would be put back."""
+    place = at % (len(text) + 1)
+    for odd in (text, text[:place] + blank + text[place:], text[:place].rstrip() + text[place:]):
+        document = json_text.read(odd)
+        if document is not None and document.style:
+            compact = document.compact or document.encode(document.tree)
+            assert json_text.restyled(compact, document.style) == odd

@@ -200,19 +200,18 @@ async def test_a_request_has_a_time_limit():
     await exporter.close(0.0)
 
 
-async def test_records_are_bounded_and_encoded_in_slices(monkeypatch: pytest.MonkeyPatch):
+async def test_records_are_bounded_and_encoded_in_slices():
     sink = Sink()
     encoder = Encoder({})
     turns: list[int] = []
-    exporter = Export(encoder, [Collector("c", sink, encoder, QUICK, random.Random(1))], max_records=100)
-    encode = exporter._encode
 
-    def counted(count: int) -> None:
-        before = len(exporter._records)
-        encode(count)
-        turns.append(before - len(exporter._records))
+    class Counted(Export):
+        def _encode(self, count: int) -> None:
+            before = len(self._records)
+            super()._encode(count)
+            turns.append(before - len(self._records))
 
-    monkeypatch.setattr(exporter, "_encode", counted)
+    exporter = Counted(encoder, [Collector("c", sink, encoder, QUICK, random.Random(1))], max_records=100)
     exporter.start()
     for number in range(130):
         exporter.add(call(number))

@@ -348,3 +348,15 @@ def test_who_shares_the_flight_of_a_call_that_waits_goes_on_without_it() -> None
     wire.served[0].reply(REPLY)
     assert follower.status == 0
     wire.assert_clean()
+
+
+@pytest.mark.parametrize("body", ["{}", "words"])
+def test_the_keys_of_schemas_are_put_in_order_where_the_policy_lets_them(body: str) -> None:
+    request = asked(body)
+    request.tools.add(name="search", input_schema_json='{"type": "object", "properties": {"b": 1.0, "a": 2}}')
+    wire = wire_of(Compression(provider="none", order_json_keys=True))
+    ask(wire, request)
+    assert sent(wire).tools[0].input_schema_json == '{"properties":{"a":2,"b":1.0},"type":"object"}'
+    wire = wire_of()
+    ask(wire, request)
+    assert sent(wire) == request

@@ -1,0 +1,1 @@
+"""What compression saves, what it keeps, and what it costs."""
