@@ -143,8 +143,23 @@ class Controller:
 
     # -- after a call ------------------------------------------------------------------------------------------------
 
-    def ended(self, used: Used, now: float) -> None:
-        """Take what the upstream reports; turns the agent off, or on again after a trial."""
+    def told(
+        self,
+        treated: bool,
+        claimed_tokens: int,
+        saved_tokens: int,
+        input_tokens: int | None,
+        cache_read_tokens: int | None,
+        output_tokens: int | None,
+        now: float,
+    ) -> float:
+        """`ended` for who does not know `Used`."""
+        used = Used(treated, claimed_tokens, saved_tokens, input_tokens, cache_read_tokens, output_tokens)
+        return self.ended(used, now)
+
+    def ended(self, used: Used, now: float) -> float:
+        """Take what the upstream reports; turns the agent off, or on again after a trial. What the call saved net, in
+        the prices of `rules`; 0 for one that was held out."""
         self.calls += 1
         side = 1 if used.treated else 0
         if used.output_tokens is not None:
@@ -157,13 +172,15 @@ class Controller:
                 read_share = min(1.0, used.cache_read_tokens / used.input_tokens)
                 self._reads[side].add(read_share)
         if not used.treated:
-            return
+            return 0.0
         saved = self._saved(used, read_share)
         self.saved += saved
         growth = self._growth()
         self.growth += growth
-        self._nets.add(saved - growth - self._lost(used))
+        net = saved - growth - self._lost(used)
+        self._nets.add(net)
         self._judge(now)
+        return net
 
     def _saved(self, used: Used, read_share: float) -> float:
         rules = self.rules

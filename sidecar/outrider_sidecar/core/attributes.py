@@ -53,6 +53,7 @@ UNIT: Final = "outrider.unit"  # keyed hash of the experiment unit
 TOKENS_SAVED: Final = "outrider.tokens_saved"
 TOKENS_BEFORE: Final = "outrider.compression.tokens_before"  # of the request, by the sidecar's count
 COMPRESSORS: Final = "outrider.compression.compressors"  # with their versions
+COMPRESSION_NET: Final = "outrider.compression.net"  # money saved, in the prices of the agent's policy
 COMPRESSION_US: Final = "outrider.compression.us"  # on the sidecar's loop
 QUEUE_US: Final = "outrider.queue_us"
 LANE: Final = "outrider.lane"  # low, normal, high, critical; of calls that waited, were degraded, or are not normal

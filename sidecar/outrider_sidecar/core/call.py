@@ -48,11 +48,12 @@ class Call(Request):
     """See the module. `down` is a stream, or anything with its sending half; `route` is set by the identify step."""
 
     __slots__ = (
-        "adapter", "asked_worker", "at", "attempts", "cache_key", "cache_tier", "cache_verdict", "compared",
+        "adapter", "at", "attempts", "cache_key", "cache_tier", "cache_verdict", "compared",
         "compress", "compressed", "connect_s", "deadline", "degraded", "done", "ended_by", "first_byte_at", "forward",
-        "hedges", "hop", "ids", "labels", "lane", "live", "message", "notes", "parked_here", "payload", "queue_s",
-        "reader", "replied", "reply_bytes", "retrier", "route", "snapshot", "stages", "started_at", "started_ns",
-        "status", "steps", "tail_extra", "tap", "timer", "tokens", "trace", "treatment", "tried", "unit", "waiter",
+        "hedges", "hop", "ids", "labels", "lane", "live", "message", "notes", "parked_here", "payload",
+        "prepared", "queue_s", "reader", "replied", "reply_bytes", "retrier", "route", "snapshot", "stages",
+        "started_at", "started_ns", "status", "steps", "tail_extra", "tap", "timer", "tokens", "trace", "treatment",
+        "tried", "unit", "waiter",
     )  # fmt: skip
 
     def __init__(
@@ -92,7 +93,7 @@ class Call(Request):
         self.labels: Labels = ()  # of the endpoints that its variants bind it to
         self.compress: bool | None = None  # whether its request is made smaller; None: as the policy says
         self.compressed: Compression | None = None
-        self.asked_worker = False  # to compress what its request holds: a call asks once
+        self.prepared: Any = None  # how far its request is read to be compressed (filters.compress)
         self.parked_here = False  # until the worker answers; not with the call that takes over its work
         self.cache_verdict = ""
         self.cache_tier = ""

@@ -59,6 +59,7 @@ class Compression(NamedTuple):
     tokens_after: int = 0
     compressors: tuple[str, ...] = ()  # with their versions: "columns/1"
     us: int = 0  # on the sidecar's loop
+    net: float = 0.0  # money saved, in the prices of the agent's policy; 0 also where the upstream told no usage
 
     @property
     def tokens_saved(self) -> int:

@@ -79,7 +79,7 @@ class CompressWorker:
         process = self._process
         assert process is not None
         assert process.stdin is not None
-        from outrider_sidecar.compress.work import framed, packed
+        from outrider_sidecar.compress.work import LENGTH_BYTES, packed
 
         question = packed(jobs)
         asked = _Question(then, len(question))
@@ -87,7 +87,8 @@ class CompressWorker:
         asked.hang = self._reactor.loop.call_later(HANG_S, process.kill)
         self._asked.append(asked)
         self._bytes += asked.size
-        process.stdin.write(framed(question))
+        process.stdin.write(len(question).to_bytes(LENGTH_BYTES, "big"))
+        process.stdin.write(question)
         return True
 
     def start(self) -> None:

@@ -290,7 +290,7 @@ class Encoder:
         return b"\x5a" + varint(len(body)) + body
 
     def _compression(self, parts: list[bytes], compression: Compression) -> None:
-        before, after, compressors, us = compression
+        before, after, compressors, us, net = compression
         if before > after:
             parts.append(_TOKENS_SAVED(before - after))
         parts.append(_TOKENS_BEFORE(before))
@@ -298,6 +298,8 @@ class Encoder:
             parts.append(_COMPRESSION_US(us))
         if compressors:
             parts.append(field(_SPAN_ATTRIBUTE, key_value(names.COMPRESSORS, compressors)))
+        if net:
+            parts.append(field(_SPAN_ATTRIBUTE, key_value(names.COMPRESSION_NET, net)))
 
     def _admission(self, parts: list[bytes], admission: Admission) -> None:
         queue_us, lane, degraded = admission

@@ -19,7 +19,8 @@ from typing import Any, Final
 from outrider.policy import Agent
 from outrider_http2.hpack import literal
 from outrider_sidecar.core.call import Call, Step
-from outrider_sidecar.core.payload import MALFORMED, TOO_LARGE, ReplyFacts
+from outrider_sidecar.core.compressing import Ended, Prepared
+from outrider_sidecar.core.payload import MALFORMED, TOO_LARGE
 from outrider_sidecar.core.runtime import AgentState, Runtime
 from outrider_sidecar.core.span import Compression
 from outrider_sidecar.payloads import NATIVE_PATHS
@@ -31,6 +32,9 @@ MAX_REQUEST_BYTES: Final = 1024 * 1024
 # Of blocks that a call may have compressed on the loop, so that no other call waits 2 ms for it (bench/compression).
 LOOP_BYTES: Final = 6 * 1024
 LOSSY_LOOP_BYTES: Final = 1024
+SLICE_BYTES: Final = 128 * 1024  # a larger request is read in stages, between which others have their turn
+_STAGES: Final = 3
+EXACT_LOOP_BYTES: Final = 8 * 1024  # of texts that stay as they are, of which tokens are counted exactly on the loop
 WAIT_S: Final = 0.25  # for the worker
 FETCH: Final = "outrider_fetch_original"  # a tool result of this name asks for an original by its handle
 _TRAILER: Final = b"x-outrider-tokens-saved"
@@ -42,6 +46,8 @@ class CompressFilter:
 
     __slots__ = (
         "_exact",
+        "_exact_count",
+        "_exact_left",
         "_runtime",
         "agent",
         "calls",
@@ -72,6 +78,8 @@ class CompressFilter:
         self.agent = agent
         self.is_on = False
         self._exact = ""  # the vocabulary that counts exactly; empty: estimates
+        self._exact_count: Any = None
+        self._exact_left = 0  # bytes that this call may still have counted here
         self.ledger: Any = Ledger()
         self.memo: Any = Memo()
         self.originals: Any = Originals(policy.handle_max_bytes, policy.handle_ttl_s)
@@ -103,7 +111,8 @@ class CompressFilter:
         if policy.exact_tokens:
             vocabulary, _ = tokens.vocabulary_of(policy.model)
             try:
-                self.planner.count = tokens.exact(vocabulary)
+                self._exact_count = tokens.exact(vocabulary)
+                self.planner.count = self._counted
                 self._exact = vocabulary
             except LookupError:
                 pass  # the estimate it is; `state` says so
@@ -111,6 +120,16 @@ class CompressFilter:
     @property
     def is_exact(self) -> bool:
         return bool(self._exact)
+
+    def _counted(self, text: str) -> int:
+        """The planner's count: exact while that holds up nobody, else the estimate."""
+        from outrider_sidecar.compress import tokens
+
+        if len(text) > self._exact_left:
+            return tokens.estimate(text)
+        self._exact_left -= len(text)
+        counted: int = self._exact_count(text)
+        return counted
 
     # -- one call ----------------------------------------------------------------------------------------------------
 
@@ -128,25 +147,61 @@ class CompressFilter:
         if body is None:
             return None
         started = time.perf_counter()
+        self._exact_left = EXACT_LOOP_BYTES
+        one: Prepared | None = call.prepared
+        if one is None:
+            one = call.prepared = Prepared()
+        now = self._runtime.clock()
         try:
-            message = one_message(b"".join(body), call.head.values.get(b"grpc-encoding", b""))
-            if self.agent.compression.order_tools or self.agent.compression.order_json_keys:
-                message = in_order(message, self.agent.compression.order_tools, self.agent.compression.order_json_keys)
-            spots = located(message)
+            while one.stage < _STAGES:
+                self._prepare(call, one, body, now)
+                one.stage += 1
+                if call.body_bytes > SLICE_BYTES:
+                    return self._pause(call, started)
         except Unreadable as error:
             self._aside(call, error.reason)
             return None
         except Broken:
             self._aside(call, MALFORMED)
             return None
-        now = self._runtime.clock()
-        tenant, scope = self._scope(call, message)
-        parts = self.parts(spots, tenant, now)
-        heavy = self._heavy(parts, now, scope)
-        if heavy and self._hand_out(call, heavy):
+        heavy = self._heavy(one, now)
+        if heavy and not one.asked and self._hand_out(call, one, heavy):
             self._took(int((time.perf_counter() - started) * 1e6))
             return True
-        return self._send(call, message, spots, parts, now, scope, tenant, started, not heavy)
+        return self._send(call, one, now, started, not heavy)
+
+    def _prepare(self, call: Call, one: Prepared, body: list[bytes], now: float) -> None:
+        """One stage of reading a request: of a large one each is work for about a millisecond."""
+        if one.stage == 0:
+            one.message = self._message(call, body)
+        elif one.stage == 1:
+            one.spots = located(one.message)
+            one.tenant, one.scope = self._scope(call, one.message)
+        else:
+            one.parts = self.parts(one.spots, one.tenant, now)
+            self.planner.pending(one.parts, now, one.scope)  # which hashes the blocks, for good
+
+    def _pause(self, call: Call, started: float) -> bool:
+        """Other calls have their turn before this one goes on."""
+        call.parked_here = True
+        self._runtime.reactor.loop.call_soon(self._go_on, call)
+        self._took(int((time.perf_counter() - started) * 1e6))
+        return True
+
+    def _go_on(self, call: Call) -> None:
+        if call.over or not call.parked_here:
+            return
+        call.parked_here = False
+        call.at -= 1
+        call.run()
+
+    def _message(self, call: Call, body: list[bytes]) -> bytes:
+        """The message of a request, in the order that the policy lets it be put in."""
+        message = one_message(b"".join(body), call.head.values.get(b"grpc-encoding", b""))
+        policy = self.agent.compression
+        if policy.order_tools or policy.order_json_keys:
+            message = in_order(message, policy.order_tools, policy.order_json_keys)
+        return message
 
     def _aside(self, call: Call, reason: str) -> None:
         call.note(f"compress: {reason}")
@@ -188,21 +243,21 @@ class CompressFilter:
 
     # -- off the loop ------------------------------------------------------------------------------------------------
 
-    def _heavy(self, parts: list[Any], now: float, scope: bytes) -> list[Any]:
+    def _heavy(self, one: Prepared, now: float) -> list[Any]:
         """The blocks that a worker has to be asked for; none where they are few enough for the loop."""
-        pending: list[Any] = self.planner.pending(parts, now, scope)
+        pending: list[Any] = self.planner.pending(one.parts, now, one.scope)
         lossy = self.agent.compression.mode == "lossy" or self._exact
         size = 0
         for _, block, _ in pending:
             size += len(block.text)
         return pending if size > (LOSSY_LOOP_BYTES if lossy else LOOP_BYTES) else []
 
-    def _hand_out(self, call: Call, pending: list[Any]) -> bool:
+    def _hand_out(self, call: Call, one: Prepared, pending: list[Any]) -> bool:
         """Whether a worker has taken them: then the call is parked, and runs this step again."""
         from outrider_sidecar.compress.work import Job
 
         worker: Any = self._runtime.compressor
-        if worker is None or call.asked_worker:
+        if worker is None:
             return False
         policy = self.agent.compression
         node = self._runtime.node
@@ -211,15 +266,11 @@ class CompressFilter:
         memo = self.memo
 
         def made(found: list[Any] | None) -> None:
-            for key, one in zip(keys, found or (), strict=False):
-                memo.put(key, one)
-            if call.over or not call.parked_here:
-                return
-            call.parked_here = False
-            call.at -= 1
-            call.run()
+            for key, result in zip(keys, found or (), strict=False):
+                memo.put(key, result)
+            self._go_on(call)
 
-        call.asked_worker = call.parked_here = True
+        one.asked = call.parked_here = True
         if not worker.offer(jobs, made, WAIT_S):
             call.parked_here = False
             return False
@@ -230,24 +281,20 @@ class CompressFilter:
     def _send(
         self,
         call: Call,
-        message: bytes,
-        spots: list[Spot],
-        parts: list[Any],
+        one: Prepared,
         now: float,
-        scope: bytes,
-        tenant: str,
         started: float,
         may_compress: bool,
     ) -> bool | None:
-        treated = self._treated(call, parts, scope, now)
-        turns = max([spot.turn for spot in spots], default=-1) + 1
+        treated = self._treated(call, one.parts, one.scope, now)
+        turns = max([spot.turn for spot in one.spots], default=-1) + 1
         if not may_compress:
             call.note("compress: too much at once, and no worker was there in time: new blocks stay as they are")
             self.outcomes["no_worker"] = self.outcomes.get("no_worker", 0) + 1
-        plan: Any = self.planner.plan(parts, now, scope, treated and may_compress, turns)
+        plan: Any = self.planner.plan(one.parts, now, one.scope, treated and may_compress, turns)
         for handle, text in plan.originals.items():
-            self.originals.keep(tenant, handle, text, now)
-        changed = replaced(message, spots, [one.text for one in plan.sent])
+            self.originals.keep(one.tenant, handle, text, now)
+        changed = replaced(one.message, one.spots, [sent.text for sent in plan.sent])
         us = int((time.perf_counter() - started) * 1e6)
         self._count(call, plan, us, treated)
         for note in plan.notes:
@@ -255,7 +302,7 @@ class CompressFilter:
         self.ledger.expire(now)
         self.originals.expire(now)
         policy = self.agent.compression
-        if changed is message and not (policy.order_tools or policy.order_json_keys):
+        if changed is one.message and not (policy.order_tools or policy.order_json_keys):
             return None
         return not call.replace_body(b"\0" + len(changed).to_bytes(PREFIX_BYTES - 1, "big") + changed)
 
@@ -305,36 +352,7 @@ class CompressFilter:
             self.changed += 1
             call.tail_extra += literal(_TRAILER, b"%d" % (before - after))
         call.compressed = Compression(before, after, tuple(names), us)
-        call.on_done(_Ended(self, treated, after, before - after).ended)
-
-
-class _Ended:
-    """What a call is measured by when it is over."""
-
-    __slots__ = ("_claimed", "_filter", "_saved", "_treated")
-
-    def __init__(self, owner: CompressFilter, treated: bool, claimed: int, saved: int):
-        self._filter = owner
-        self._treated = treated
-        self._claimed = claimed
-        self._saved = saved
-
-    def ended(self, call: Call) -> None:
-        from outrider_sidecar.compress.controller import Used
-
-        facts: ReplyFacts | None = call.tokens
-        if call.status != 0 or facts is None:
-            return
-        owner = self._filter
-        used = Used(
-            self._treated,
-            self._claimed,
-            self._saved,
-            facts.input_tokens or None,
-            facts.cache_read_tokens if facts.input_tokens else None,
-            facts.output_tokens or None,
-        )
-        owner.controller.ended(used, call.runtime.clock())
+        call.on_done(Ended(self.controller, treated).ended)
 
 
 def _rules(agent: Agent) -> Any:

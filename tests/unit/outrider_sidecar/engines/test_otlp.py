@@ -127,7 +127,7 @@ def full() -> Span:
             Attempt("127.0.0.1:9001", 300, 700, errors.UNAVAILABLE, "retry"),
         ),
         generation=Generation("invoke_agent", "asked", "answered", "stop", 11, 22, 3, 4),
-        compression=Compression(300, 201, ("columns/1", "lines/1"), 70),
+        compression=Compression(300, 201, ("columns/1", "lines/1"), 70, 0.25),
         notes=("compress: unknown encoding", "cache: too large"),
         hop=THROUGH_INGRESS | DETACHED,
         tenant="acme",
@@ -175,6 +175,7 @@ def test_every_field_of_a_full_call():
         "outrider.compression.tokens_before": 300,
         "outrider.compression.compressors": ["columns/1", "lines/1"],
         "outrider.compression.us": 70,
+        "outrider.compression.net": 0.25,
         "outrider.notes": ["compress: unknown encoding", "cache: too large"],
         "outrider.hop": "ingress",
         "outrider.detached": True,
@@ -343,7 +344,8 @@ CALLS = st.builds(
     unit=TEXT,
     attempts=st.lists(st.builds(Attempt, TEXT, NUMBER, NUMBER, st.integers(0, 16), TEXT), max_size=3).map(tuple),
     generation=st.none() | st.builds(Generation, TEXT, TEXT, TEXT, TEXT, NUMBER, NUMBER, NUMBER, NUMBER),
-    compression=st.none() | st.builds(Compression, NUMBER, NUMBER, st.lists(TEXT, max_size=2).map(tuple), NUMBER),
+    compression=st.none()
+    | st.builds(Compression, NUMBER, NUMBER, st.lists(TEXT, max_size=2).map(tuple), NUMBER, st.floats(-9, 9)),
     notes=st.lists(TEXT, max_size=3).map(tuple),
     hop=st.integers(0, 3),
     tenant=TEXT,
@@ -366,6 +368,7 @@ def test_any_call_reads_back_alike_whether_or_not_its_parts_were_kept(calls: lis
         assert found.get("outrider.compression.tokens_before", 0) == compression.tokens_before
         assert found.get("outrider.compression.compressors", []) == list(compression.compressors)
         assert found.get("outrider.compression.us", 0) == compression.us
+        assert found.get("outrider.compression.net", 0) == compression.net
         assert found.get("outrider.notes", []) == list(call.notes)
         assert found.get("gen_ai.conversation.id", "") == call.session
         assert found.get("outrider.tenant", "") == call.tenant

@@ -86,6 +86,7 @@ def test_a_tool_result_leaves_smaller_and_all_else_as_it_was() -> None:
     assert compression is not None
     assert compression.tokens_saved == saved > 0
     assert compression.compressors == ("columns/1",)
+    assert compression.net == _filter(wire).controller.saved > 0
     shown = _filter(wire)
     assert (shown.calls, shown.changed) == (1, 1)
     assert shown.compressors["columns/1"][0] == 1
