@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import time
 from typing import Any, NamedTuple
 
@@ -95,7 +96,8 @@ def _verdicts(figures: dict[str, Any]) -> list[Verdict]:
         Verdict("every reversible result restores exactly", broken == 0, f"{broken} do not"),
     ]
     for mode, told in figures["wait_ms"].items():
-        found.append(Verdict(f"no other call waits more than 2 ms ({mode})", told <= 2.0, f"{told:.2f} ms"))
+        said = f"{statistics.median(told):.2f} ms, median of {', '.join([f'{one:.2f}' for one in told])}"
+        found.append(Verdict(f"no other call waits more than 2 ms ({mode})", statistics.median(told) <= 2.0, said))
     costs = {"uniform records": figures["records_cost"]}
     if "tools_cost" in figures:
         costs["tool outputs"] = figures["tools_cost"]

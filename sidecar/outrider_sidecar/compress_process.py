@@ -32,7 +32,7 @@ def serve(questions: BinaryIO, answers: BinaryIO) -> None:
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the sidecar says when it is over
     with contextlib.suppress(OSError):
-        os.nice(5)
+        os.nice(10)
     with contextlib.suppress(BrokenPipeError):
         serve(sys.stdin.buffer, sys.stdout.buffer)
 

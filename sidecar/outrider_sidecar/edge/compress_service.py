@@ -18,7 +18,7 @@ from outrider_sidecar.core.call import Call
 from outrider_sidecar.core.runtime import Route, Runtime
 from outrider_sidecar.core.span import DETACHED
 from outrider_sidecar.edge.own_services import answer, end_in_time, unreadable
-from outrider_sidecar.filters.compress import LOOP_BYTES, LOSSY_LOOP_BYTES, CompressFilter
+from outrider_sidecar.filters.compress import CompressFilter, is_heavy
 from outrider_sidecar.payloads.fields import Broken
 from outrider_sidecar.payloads.native_blocks import located, replaced
 from outrider_sidecar.payloads.wire import Unreadable, one_message
@@ -174,7 +174,7 @@ class _Asked:
         now = self._runtime.clock()
         pending = self._planner.pending(self._parts, now, self._scope)
         lossy = (self._planner.mode or self._planner.policy.mode) == "lossy" or self._vocabulary
-        heavy = sum([len(block.text) for _, block, _ in pending]) > (LOSSY_LOOP_BYTES if lossy else LOOP_BYTES)
+        heavy = is_heavy(pending, bool(lossy))
         if not heavy:
             self._answer(now, True)
         elif self._waited or self._runtime.compressor is None or now >= self._give_up_at:

@@ -48,8 +48,14 @@ def compression_families(runtime: Runtime, worker: CompressWorker) -> Iterable[F
     by_name = ("agent", "compressor")
     yield Family("outrider_compression_calls", "counter", "Requests looked at.", ("agent", "outcome"), calls)
     yield Family("outrider_compression_tokens", "counter", "Of requests, by our count.", ("agent", "when"), tokens)
-    yield Family("outrider_compression_seconds", "counter", "On the loop.", ("agent",), seconds)
-    yield Family("outrider_compression_longest_seconds", "gauge", "On the loop at a time.", ("agent",), longest)
+    yield Family("outrider_compression_seconds", "counter", "Processor time on the loop.", ("agent",), seconds)
+    yield Family(
+        "outrider_compression_longest_seconds",
+        "gauge",
+        "The longest at a time.",
+        ("agent",),
+        longest,
+    )
     yield Family("outrider_compression_blocks", "counter", "Blocks, once each.", by_name, blocks)
     yield Family("outrider_compression_block_tokens_saved", "counter", "Of blocks, once each.", by_name, saved)
     yield Family("outrider_compression_money", "gauge", "In the policy's prices.", ("agent", "kind"), money)
