@@ -54,6 +54,7 @@ from outrider_sidecar.edge.parts import (
 from outrider_sidecar.edge.purges import Purges
 from outrider_sidecar.edge.resolver import Resolver
 from outrider_sidecar.edge.session_file import SessionFile
+from outrider_sidecar.edge.summarizer import Summarizer
 from outrider_sidecar.edge.tls import ClientTls, ServerTls
 from outrider_sidecar.edge.view import COMPILED, SidecarView
 from outrider_sidecar.engines.epochs import Epochs
@@ -142,6 +143,7 @@ class Sidecar:
         self.feedback = feedback(settings, runtime, control, instance_id)
         runtime.node = node_name(settings.telemetry.resource)
         runtime.compressor = self.compressor = CompressWorker(self.reactor)
+        runtime.summarizer = Summarizer(runtime)
         compression = CompressService(runtime)
         runtime.own = sidecar_service(
             {

@@ -13,7 +13,7 @@ Deliberately not here: formats of messages (`openai_messages`, the sidecar's nat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -52,6 +52,10 @@ from outrider_sidecar.compress.tokens import Count, estimate
 _SEEN_CHARS: Final = 200  # shorter blocks are not pointed at
 _QUESTION_CHARS: Final = 2_000
 _CLEARED: Final = f"{MARKER}cleared/1 "
+_SUMMARY: Final = f"{MARKER}summary/1 "
+_SUMMARIZED_CHARS: Final = 2_000  # shorter results are cleared without a summary
+
+Summaries = Callable[[str], str | None]  # by handle
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,7 @@ class Plan:
     sent: list[Sent] = field(default_factory=list)
     originals: dict[str, str] = field(default_factory=dict)  # handle -> text, to be kept
     notes: list[str] = field(default_factory=list)
+    unsummarized: list[tuple[str, Block]] = field(default_factory=list)  # (handle, result) an epoch may soon clear
     bytes_before: int = 0
     bytes_after: int = 0
     epoch: bool = False  # history was edited
@@ -122,9 +127,11 @@ class Planner:
         treated: bool = True,
         turns: int = 0,
         max_tokens: int = 0,
+        summaries: Summaries | None = None,
     ) -> Plan:
         """`scope` keeps conversations apart that must share nothing (tenant, session); `treated`: whether new blocks
-        are compressed; `turns`: that the conversation has had; `max_tokens`: a budget in place of the policy's."""
+        are compressed; `turns`: that the conversation has had; `max_tokens`: a budget in place of the policy's;
+        `summaries`: those there are of old results, where some are wanted."""
         plan = Plan()
         mode = self.mode or self.policy.mode
         budget = Budget(self.policy.max_steps)
@@ -159,7 +166,7 @@ class Planner:
         if budget.exhausted:
             plan.notes.append("the budget of work was used up: some blocks stay as they are")
         if mode == "lossy" and treated:
-            self._epoch(plan, turns, now)
+            self._epoch(plan, turns, now, summaries)
         self._fit(plan, max_tokens or self.policy.max_input_tokens, now)
         return plan
 
@@ -218,23 +225,44 @@ class Planner:
 
     # -- the whole ---------------------------------------------------------------------------------------------------
 
-    def _epoch(self, plan: Plan, turns: int, now: float) -> None:
-        """Clear old tool results, where the whole is past its bound and clearing pays."""
+    def _epoch(self, plan: Plan, turns: int, now: float, summaries: Summaries | None) -> None:
+        """Clear old tool results, where the whole is past its bound and clearing pays. Summaries are wanted from half
+        that bound on."""
         after = self.policy.clear_after_tokens
-        if not after or plan.bytes_after < 2 * after:  # cannot have so many
+        if not after or plan.bytes_after < after:  # cannot have half as many
             return
         counts = [one.decision.tokens_after for one in plan.sent]
-        if sum(counts) <= after:
-            return
+        total = sum(counts)
         tools = [at for at, one in enumerate(plan.sent) if self._may_clear(one)]
         old = tools[: max(0, len(tools) - self.policy.clear_keep)]
-        removed = sum([counts[at] for at in old]) - 20 * len(old)
-        if not old or not self.controller.epoch_pays(sum(counts[old[0] :]) - removed, removed, turns):
+        if not old or 2 * total < after:
+            return
+        if summaries is not None:
+            for at in old:
+                block = plan.sent[at].part.block
+                handle = handle_of(block.text, self.node)
+                if len(block.text) >= _SUMMARIZED_CHARS and summaries(handle) is None:
+                    plan.unsummarized.append((handle, block))
+        if total <= after:
+            return
+        markers = {at: self._marker(plan.sent[at].part.block, summaries) for at in old}
+        removed = sum([counts[at] - self.count(markers[at]) for at in old])
+        if not self.controller.epoch_pays(sum(counts[old[0] :]) - removed, removed, turns):
             return
         for at in old:
-            self._clear(plan, at, now)
+            self._clear(plan, at, now, markers[at])
         plan.epoch = True
         plan.notes.append(f"an epoch: {len(old)} old tool results were cleared, {removed} tokens")
+
+    def _marker(self, block: Block, summaries: Summaries | None = None) -> str:
+        """What stands for a cleared result."""
+        handle = handle_of(block.text, self.node)
+        label = label_of(block.digest())
+        source = block.source or "a tool"
+        summary = summaries(handle) if summaries is not None else None
+        if summary is None:
+            return f"{_CLEARED}{label}: what {source} gave was cleared; fetch it by handle {handle}"
+        return f"{_SUMMARY}{label}: what {source} gave, in short; fetch it by handle {handle}\n{summary}"
 
     def _may_clear(self, one: Sent) -> bool:
         return (
@@ -244,13 +272,12 @@ class Planner:
             and len(one.text or "") > 200
         )
 
-    def _clear(self, plan: Plan, at: int, now: float) -> None:
+    def _clear(self, plan: Plan, at: int, now: float, marker: str) -> None:
         one = plan.sent[at]
         text = one.part.block.text
         handle = handle_of(text, self.node)
-        source = one.part.block.source or "a tool"
-        marker = f"{_CLEARED}{label_of(digest_of(text))}: what {source} gave was cleared; fetch it by handle {handle}"
-        result = Result(marker, "tool_result", "clear/1", size(text) - size(marker), False, handle)
+        name = "summary/1" if marker.startswith(_SUMMARY) else "clear/1"
+        result = Result(marker, "tool_result", name, size(text) - size(marker), False, handle)
         before = one.decision.tokens_before
         decision = Decision(CLEARED, result, before, self.count(marker), "old, and cleared at an epoch")
         plan.bytes_after += size(marker) - size(one.text or "")
@@ -274,7 +301,7 @@ class Planner:
                 for at in several:
                     one = plan.sent[at]
                     if what == "tool_results":
-                        self._clear(plan, at, now)
+                        self._clear(plan, at, now, self._marker(one.part.block))
                         total += plan.sent[at].decision.tokens_after - counts[at]
                         continue
                     decision = Decision(DROPPED, None, one.decision.tokens_before, 0, "left out for the token budget")

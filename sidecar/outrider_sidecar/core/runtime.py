@@ -134,6 +134,7 @@ class Runtime:
         self.shares: Any = None  # of limits over the fleet (engines.shares); None: no control plane is configured
         self.sessions: Any = None  # what sessions and users hold of splits (engines.sessions)
         self.payloads: Any = None  # payload adapters
+        self.summarizer: Any = None  # asks for summaries (edge.summarizer); None: nobody does
         self.compressor: Any = None  # compresses off the loop (edge.compress_worker); None: nobody does
         self.node = ""  # what handles of originals that are kept here name
         self.record: Callable[[Call], Any] = _ignore  # what becomes of an ended call's facts

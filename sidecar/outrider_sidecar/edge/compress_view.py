@@ -88,4 +88,5 @@ def _shown(one: CompressFilter) -> dict[str, Any]:
         "compressors": {name: {"blocks": row[0], "tokens_saved": row[1]} for name, row in one.compressors.items()},
         "decisions": len(one.ledger),
         "originals": {"kept": len(one.originals), "bytes": one.originals.size_bytes, "fetched": one.fetched},
+        "summaries": len(one.summaries),
     }

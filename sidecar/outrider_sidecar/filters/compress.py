@@ -38,6 +38,7 @@ EXACT_LOOP_BYTES: Final = 8 * 1024  # of texts that stay as they are, of which t
 WAIT_S: Final = 0.25  # for the worker
 FETCH: Final = "outrider_fetch_original"  # a tool result of this name asks for an original by its handle
 _TRAILER: Final = b"x-outrider-tokens-saved"
+_MAX_SUMMARIES_BYTES: Final = 4 * 1024 * 1024
 _MAX_COMPRESSORS: Final = 32  # that are counted apart
 
 
@@ -62,6 +63,7 @@ class CompressFilter:
         "originals",
         "outcomes",
         "planner",
+        "summaries",
         "tokens_after",
         "tokens_before",
         "us",
@@ -83,6 +85,7 @@ class CompressFilter:
         self.ledger: Any = Ledger()
         self.memo: Any = Memo()
         self.originals: Any = Originals(policy.handle_max_bytes, policy.handle_ttl_s)
+        self.summaries: Any = Originals(_MAX_SUMMARIES_BYTES, policy.handle_ttl_s)  # by the handles of originals
         self.controller: Any = Controller(_rules(agent))
         self.planner: Any = Planner(policy, self.controller, self.ledger, self.memo, node=runtime.node)
         self.calls = 0  # that were looked at
@@ -275,20 +278,16 @@ class CompressFilter:
 
     # -- what is sent ------------------------------------------------------------------------------------------------
 
-    def _send(
-        self,
-        call: Call,
-        one: Prepared,
-        now: float,
-        started: float,
-        may_compress: bool,
-    ) -> bool | None:
+    def _send(self, call: Call, one: Prepared, now: float, started: float, may_compress: bool) -> bool | None:
         treated = self._treated(call, one.parts, one.scope, now)
         turns = max([spot.turn for spot in one.spots], default=-1) + 1
         if not may_compress:
             call.note("compress: too much at once, and no worker was there in time: new blocks stay as they are")
             self.outcomes["no_worker"] = self.outcomes.get("no_worker", 0) + 1
-        plan: Any = self.planner.plan(one.parts, now, one.scope, treated and may_compress, turns)
+        policy = self.agent.compression
+        found = (lambda handle: self.summaries.get(one.tenant, handle, now)) if policy.summary_agent else None
+        plan: Any = self.planner.plan(one.parts, now, one.scope, treated and may_compress, turns, 0, found)
+        self._summarize(plan, one.tenant)
         for handle, text in plan.originals.items():
             self.originals.keep(one.tenant, handle, text, now)
         changed = replaced(one.message, one.spots, [sent.text for sent in plan.sent])
@@ -298,10 +297,21 @@ class CompressFilter:
             call.note(f"compress: {note}")
         self.ledger.expire(now)
         self.originals.expire(now)
-        policy = self.agent.compression
         if changed is one.message and not (policy.order_tools or policy.order_json_keys):
             return None
         return not call.replace_body(b"\0" + len(changed).to_bytes(PREFIX_BYTES - 1, "big") + changed)
+
+    def _summarize(self, plan: Any, tenant: str) -> None:
+        """Have old results summarized, for an epoch to come."""
+        summarizer = self._runtime.summarizer
+        if summarizer is None:
+            return
+        for handle, block in plan.unsummarized:
+
+            def made(summary: str, handle: str = handle) -> None:
+                self.summaries.keep(tenant, handle, summary, self._runtime.clock())
+
+            summarizer.ask((self.agent.compression.summary_agent, tenant, handle), block.source, block.text, made)
 
     def _treated(self, call: Call, parts: list[Any], scope: bytes, now: float) -> bool:
         """Whether the conversation is compressed: asked once, and kept."""

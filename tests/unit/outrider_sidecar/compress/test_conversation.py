@@ -143,6 +143,27 @@ def test_an_epoch_clears_old_results_where_it_pays_and_keeps_their_originals() -
     assert not after.epoch
 
 
+def test_a_summary_stands_for_an_old_result_where_there_is_one() -> None:
+    policy = replace(NONE, mode="lossy", clear_after_tokens=1_500, clear_keep=1, lossy_min_tokens=10**6)
+    made = planner(policy)
+    parts = openai_messages.parts_of(conversation(12, 40))
+    found: dict[str, str] = {}
+    early = made.plan(parts[:14], 0.0, turns=6, summaries=found.get)
+    assert not early.epoch
+    assert early.unsummarized
+    for at, (handle, block) in enumerate(early.unsummarized):
+        assert block.role == TOOL
+        found[handle] = f"{at} flights were found"
+    late = made.plan(parts, 1.0, turns=12, summaries=found.get)
+    assert late.epoch
+    stands = [text for text in texts(late) if text is not None and text.startswith("#outrider:summary/1 ")]
+    assert [text.partition("\n")[2] for text in stands] == list(found.values())
+    assert {handle for handle, _ in late.unsummarized}.isdisjoint(found)
+    assert set(found) <= set(late.originals)
+    found.clear()
+    assert texts(made.plan(parts, 2.0, turns=12, summaries=found.get)) == texts(late)
+
+
 def test_what_a_plan_would_have_to_compress_is_told_beforehand() -> None:
     made = planner()
     parts = openai_messages.parts_of(conversation(2))
