@@ -43,6 +43,7 @@ class Sidecar:
         self.report_at = mesh.rng.random()
         self.back_at = 0.0
         self.lost = 0
+        self.begun = -1  # its last beginning, among the mesh's
         self.grants_at = 0.0  # when the last one is there: they come in order
 
     def calls(self, now: float) -> int:
@@ -101,8 +102,11 @@ class Mesh:
 
     def begins(self, sidecar: Sidecar, now: float) -> None:
         cut_off_s = max(0.0, sidecar.back_at - now) if not sidecar.connected else 0.0
-        settled_s = SETTLED_S + cut_off_s
-        self.begun.append((now, now + settled_s, self.new_share * self.limit_per_s * (self.burst_s + settled_s)))
+        sidecar.begun = len(self.begun)
+        self.begun.append(self._beginning(now, now + SETTLED_S + cut_off_s))
+
+    def _beginning(self, now: float, settled_at: float) -> tuple[float, float, float]:
+        return now, settled_at, self.new_share * self.limit_per_s * (self.burst_s + settled_at - now)
 
     def run(self, seconds: float) -> None:
         until = self.now + seconds
@@ -128,6 +132,9 @@ class Mesh:
             sidecar.connected = False
             sidecar.back_at = self.now + seconds
             self.quotas.left(sidecar.name, self.ms)
+            if 0 <= sidecar.begun < len(self.begun) and self.begun[sidecar.begun][1] > self.now:  # it is not settled
+                begun_at = self.begun[sidecar.begun][0]
+                self.begun[sidecar.begun] = self._beginning(begun_at, sidecar.back_at + SETTLED_S)
 
     def _send(self, at: float, what: Any) -> None:
         self._messages.append((at, next(self._numbers), what))
