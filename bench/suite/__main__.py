@@ -1,6 +1,6 @@
 """Runs the suite: `make bench`, or `python -m bench.suite [--quick] [--only SECTION ...] [--rounds N] [--soak]`.
 
-Sections: unary, h2load, streaming, latency, memory, hpack, admission, control, soak. Ends with the list of what must be
+Sections: unary, h2load, streaming, latency, memory, hpack, admission, control, experiment, compression, soak. Ends with the list of what must be
 reached, each PASS or MISS with the figure of this run, and writes everything to bench/out/*.json.
 """
 
@@ -16,7 +16,19 @@ from pathlib import Path
 
 from bench import machine
 from bench.process import BenchError, Children, stop_on_signals
-from bench.suite import admission, control, h2load, hpack_ratio, latency, memory, required, streaming, targets, unary
+from bench.suite import (
+    admission,
+    control,
+    h2load,
+    hpack_ratio,
+    latency,
+    memory,
+    parts,
+    required,
+    streaming,
+    targets,
+    unary,
+)
 from bench.suite.report import Verdict
 from bench.suite.required import Results
 from bench.suite.targets import Bed
@@ -31,6 +43,8 @@ SECTIONS: tuple[str, ...] = (
     "hpack",
     "admission",
     "control",
+    "experiment",
+    "compression",
     "soak",
 )
 OUT = Path(__file__).resolve().parent.parent / "out"
@@ -125,6 +139,8 @@ def _write(results: Results, judged: list[Verdict], notes: list[str], options: a
         "spans": results.spans,
         "control": results.control,
         "admission": results.admission,
+        "experiment": results.experiment,
+        "compression": results.compression,
         "verdicts": [verdict.json() for verdict in judged],
     }
     path.write_text(json.dumps(document, indent=1), encoding="utf-8")
@@ -145,7 +161,7 @@ def _run(options: argparse.Namespace, children: Children) -> int:
     notes: list[str] = []
     failures: list[str] = []
     print(f"{_cpu_model()}, load average {machine.load_average():.1f}, {effort.rounds} rounds")
-    if wanted - {"control", "admission"}:
+    if wanted - {"control", "admission", "experiment", "compression"}:
         bed = _run_proxies(options, children, effort, results)
         notes, failures = bed.notes, bed.failures
     children.close()  # what follows wants the cores for itself
@@ -153,6 +169,10 @@ def _run(options: argparse.Namespace, children: Children) -> int:
         results.admission = admission.run(effort.rounds)
     if "control" in wanted:
         results.control = control.run(quick, min(effort.rounds, 3))
+    if "experiment" in wanted:
+        results.experiment = parts.experiment(quick, effort.rounds)
+    if "compression" in wanted:
+        results.compression = parts.compression(quick)
     judged = required.verdicts(results, options.soak_calls)
     print("\nwhat must be reached (median of rounds [lowest - highest])")
     for verdict in judged:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from bench.suite import admission, control, hpack_ratio, memory, streaming
+from bench.suite import admission, control, hpack_ratio, memory, parts, streaming
 from bench.suite.latency import Added
 from bench.suite.memory import Memory
 from bench.suite.report import Case, Verdict
@@ -24,6 +24,8 @@ class Results:
     spans: dict[str, tuple[int, int]] = field(default_factory=dict)  # by target: delivered, calls
     control: control.Figures = field(default_factory=dict)
     admission: admission.Figures = field(default_factory=dict)
+    experiment: parts.Figures = field(default_factory=dict)
+    compression: parts.Figures = field(default_factory=dict)
 
     def ratio(self, case: str, target: str, base: str, figure: str = "cpu_us") -> list[float]:
         """Of two targets, per round; empty where one was not measured."""
@@ -67,4 +69,5 @@ def verdicts(results: Results, soak_calls: int) -> list[Verdict]:
         Verdict("HPACK decode, Go-style, unique traceparent, of hpack", 0.25, hpack),
         *control.verdicts(results.control),
         *admission.verdicts(results.admission),
+        *parts.verdicts(results.experiment),
     ]
