@@ -1,7 +1,8 @@
 """Runs the suite: `make bench`, or `python -m bench.suite [--quick] [--only SECTION ...] [--rounds N] [--soak]`.
 
-Sections: unary, h2load, streaming, latency, memory, hpack, admission, control, experiment, compression, soak. Ends with the list of what must be
-reached, each PASS or MISS with the figure of this run, and writes everything to bench/out/*.json.
+Sections: unary, h2load, streaming, latency, memory, hpack, admission, control, experiment, compression, soak. Ends with
+the list of what must be reached, each PASS or MISS with the figure of this run, and writes everything to
+bench/out/*.json.
 """
 
 from __future__ import annotations
