@@ -54,6 +54,11 @@ ALLOWED = {
         "outrider.v1",
         *(f"{SIDECAR}.{name}" for name in ("core", "compress", "payloads", "filters", "edge")),
     ),
+    f"{SIDECAR}.edge.summarizer": (
+        "outrider_http2",
+        "outrider.v1",
+        *(f"{SIDECAR}.{name}" for name in ("core", "payloads")),
+    ),
     f"{SIDECAR}.app": (*CONTRACT, *READING, SIDECAR, "outrider"),
     f"{SIDECAR}.__main__": (f"{SIDECAR}.app",),
     SIDECAR: (),
