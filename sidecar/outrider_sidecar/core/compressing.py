@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from outrider_http2.head import Head
+from outrider_http2.stream import Sink
+
 if TYPE_CHECKING:
     from outrider_sidecar.core.call import Call
 
@@ -26,6 +29,33 @@ class Prepared:
         self.parts: list[Any] = []  # of `compress.conversation`
         self.tenant = ""
         self.scope = b""
+
+
+class Reply(Sink):
+    """Takes the reply of a call that is nobody's; of one that is too large only so much."""
+
+    __slots__ = ("body", "max_bytes")
+
+    def __init__(self, max_bytes: int) -> None:
+        self.queue = None
+        self.max_bytes = max_bytes
+        self.body = b""
+
+    def send_head(self, head: Head, extra: bytes = b"", end: bool = False) -> None:
+        pass
+
+    def send_data(self, data: bytes, end: bool = False) -> None:
+        if len(self.body) <= self.max_bytes:
+            self.body += data
+
+    def send_tail(self, head: Head, extra: bytes = b"") -> None:
+        pass
+
+    def credit(self, size: int) -> None:
+        pass
+
+    def reset(self, code: int) -> None:
+        pass
 
 
 class Ended:

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import Final
 
 from outrider_http2.head import Head, Rest
-from outrider_http2.stream import Sink
 from outrider_sidecar.core import errors
 from outrider_sidecar.core.call import Call
+from outrider_sidecar.core.compressing import Reply
 from outrider_sidecar.core.runtime import Runtime
 from outrider_sidecar.core.span import DETACHED
 from outrider_sidecar.payloads.wire import Unreadable, one_message
@@ -59,7 +59,7 @@ class Summarizer:
             return False
         self._asked.add(key)
         body = _request(key[0], source, text)
-        reply = _Reply()
+        reply = Reply(MAX_REPLY_BYTES)
         head = Head(
             ((b"content-type", b"application/grpc"), (b"te", b"trailers"), (b"x-agent-id", key[0].encode())),
             *(b"POST", b"http", b"outrider", _PATH),
@@ -90,32 +90,6 @@ class Summarizer:
         self._failed.move_to_end(key)
         if len(self._failed) > _MAX_FAILED:
             self._failed.popitem(last=False)
-
-
-class _Reply(Sink):
-    """Takes a reply; one that is too large is taken for none."""
-
-    __slots__ = ("body",)
-
-    def __init__(self) -> None:
-        self.queue = None
-        self.body = b""
-
-    def send_head(self, head: Head, extra: bytes = b"", end: bool = False) -> None:
-        pass
-
-    def send_data(self, data: bytes, end: bool = False) -> None:
-        if len(self.body) <= MAX_REPLY_BYTES:
-            self.body += data
-
-    def send_tail(self, head: Head, extra: bytes = b"") -> None:
-        pass
-
-    def credit(self, size: int) -> None:
-        pass
-
-    def reset(self, code: int) -> None:
-        pass
 
 
 def _request(agent_id: str, source: str, text: str) -> bytes:
