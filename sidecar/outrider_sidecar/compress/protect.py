@@ -14,12 +14,12 @@ _PINNED: Final = re.compile(
     r"^ {0,3}(```|~~~)[^\n]*\n.*?(?:^ {0,3}\1[^\n]*$|\Z)"  # fenced code
     r"|^(?:diff --git|@@ -\d)[^\n]*(?:\n[ +\-@\\di][^\n]*)*"  # diffs
     r"|^(?:    |\t)[^\n]*(?:\n(?:    |\t)[^\n]*)+"  # indented code
-    r"|^[ \t]*[{\[][^\n]*\n(?:[ \t]+[^\n]*\n)+[ \t]*[}\]]",  # JSON, schemas
+    r"|^[ \t]*+[{\[][^\n]*+\n(?:[ \t]++[^\n]*+\n){1,200}[ \t]*+[}\]]",  # JSON, schemas, of up to so many lines
     re.MULTILINE | re.DOTALL,
 )
 _WHOLE: Final = re.compile(
-    r"`[^`\n]+`|\"[^\"\n]{1,300}\"|\u201c[^\u201d\n]{1,300}\u201d|\b[a-z][a-z0-9+.-]*://[^\s<>\"]+"
-    r"|(?:[A-Za-z]:)?(?:[\w.~-]*[/\\]){2,}[\w.-]*|\([^()\n]{1,300}\)"
+    r"`[^`\n]+`|\"[^\"\n]{1,300}\"|\u201c[^\u201d\n]{1,300}\u201d|\b[a-z][a-z0-9+.-]{0,30}://[^\s<>\"]+"
+    r"|(?<![\w.~-])(?:[A-Za-z]:)?(?:[\w.~-]*+[/\\]){2,}[\w.-]*|\([^()\n]{1,300}\)"
 )
 # A sentence ends at a stop, or at a line's end. Not at an initial, an abbreviation or a decimal point.
 _END: Final = re.compile(
