@@ -22,6 +22,7 @@ TEXT: Final = "text"
 KINDS: Final = (JSON, LINES, LOG, TRACE, HTML, DIFF, CODE, TABLE, BINARY, TEXT)
 
 _SAMPLE: Final = 4_000  # characters that are looked at
+_MAX_LINES: Final = 120  # of them
 _MIN_BINARY: Final = 512
 _LONG_LINE: Final = 200  # characters from which on a line is prose, if anything
 _HTML: Final = re.compile(
@@ -29,8 +30,8 @@ _HTML: Final = re.compile(
 )
 _DIFF: Final = re.compile(r"^(?:diff --git |Index: |--- [^\n]*\n\+\+\+ |@@ -\d+(?:,\d+)? \+\d+)", re.MULTILINE)
 _TRACE: Final = re.compile(
-    r"^(?:Traceback \(most recent call last\):|\s+at [\w.$<>/ ]+\(|Exception in thread |goroutine \d+ \[|"
-    r"\s*File \"[^\"]+\", line \d+)",
+    r"^(?:Traceback \(most recent call last\):|[ \t]+at [\w.$<>/ ]{1,200}\(|Exception in thread |goroutine \d+ \[|"
+    r"[ \t]*File \"[^\"]+\", line \d+)",
     re.MULTILINE,
 )
 _LOG: Final = re.compile(
@@ -89,7 +90,7 @@ def _mixed(head: str) -> bool:
 
 
 def _by_lines(head: str, length: int) -> str:
-    lines = [line for line in head.split("\n") if line.strip()]
+    lines = [line for line in head.split("\n", _MAX_LINES)[:_MAX_LINES] if line.strip()]
     if len(head) < length and len(lines) > 1:
         lines.pop()  # it may be cut
     if not lines:
@@ -120,7 +121,11 @@ def prose(text: str) -> bool:
     Asked before a text is selected from: a licence or a long comment often stands before code.
     """
     for start in {0, max(0, len(text) // 3), max(0, 2 * len(text) // 3), max(0, len(text) - _SAMPLE // 2)}:
-        lines = [line for line in text[start : start + _SAMPLE // 2].split("\n")[1 if start else 0 :] if line.strip()]
+        lines = [
+            line
+            for line in text[start : start + _SAMPLE // 2].split("\n", _MAX_LINES)[1 if start else 0 : _MAX_LINES]
+            if line.strip()
+        ]
         if _is_code(lines) or (len(lines) > 4 and _code_lines(lines) * 6 >= len(lines)):
             return False
     head = text[:_SAMPLE]
