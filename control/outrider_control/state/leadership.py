@@ -80,8 +80,10 @@ class Leadership:
 
     async def _tick(self) -> None:
         try:
-            # Shielded: a thread cannot be cancelled, and there is one.
-            held = await asyncio.wait_for(asyncio.shield(self._lock.ask()), self._answer_s)
+            # Shielded: a thread cannot be cancelled, and there is one. No `wait_for`: before Python 3.12 it loses a
+            # cancellation that comes together with the answer, and `close` would wait for ever.
+            async with asyncio.timeout(self._answer_s):
+                held = await asyncio.shield(self._lock.ask())
         except TimeoutError:
             _log.warning("%s: no answer about the leader's lock in %g s", failures.place(self._url), self._answer_s)
             held = False

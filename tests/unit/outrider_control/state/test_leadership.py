@@ -118,3 +118,18 @@ async def test_a_server_that_does_not_answer_has_no_leader(postgres_url: str, mo
     silent.cancel()
     await until(lambda: leadership.leader)
     await leadership.close()
+
+
+async def test_an_end_that_comes_together_with_an_answer_is_an_end(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leadership = Leadership(postgres_url)
+    answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    monkeypatch.setattr(leadership._lock, "ask", lambda: answer)
+    asking = asyncio.create_task(leadership._tick())
+    await asyncio.sleep(0)
+    answer.set_result(True)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    await leadership.close()
