@@ -129,6 +129,8 @@ def review(connection: Connection, example_id: int, done: Review, now_ms: int) -
         if text is not None and text != getattr(row, name):
             values[name] = text
             edited.append(name)
+    if "input" in edited:  # it is in the part of the question it asks, which is not the one that was sent
+        values["group_key"] = group_of(row.agent_id, values["input"], row.key)
     after = connection.execute(
         sa.update(table).where(table.c.id == example_id).values(**values).returning(*table.columns)
     ).one()

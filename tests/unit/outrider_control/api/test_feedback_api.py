@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from outrider.v1 import feedback_pb2, operator_pb2
 from outrider_control.core.call_record import CallRecord
 from outrider_control.intake.joining import Joining
 from outrider_control.state import call_index
-from tests.operator_server import LOOPBACK, NOW_MS, REMOTE, Plane
+from tests.operator_server import LOOPBACK, NOW_MS, REMOTE, Plane, sample
 
 ONE = CallRecord(b"\x01" * 8, b"\x01" * 16, NOW_MS - 1_000, 0, "tax", "exp=A", "t1", "exp=" + "a" * 32)
 TWO = CallRecord(b"\x02" * 8, b"\x02" * 16, NOW_MS - 900, 0, "tax", "exp=B", "t1", "exp=" + "b" * 32)
@@ -70,10 +71,12 @@ async def test_what_is_wrong_is_refused_by_itself_and_says_where(plane: Plane) -
         said(rating=3.0),
     )
     assert [outcome for outcome, _ in outcomes] == ["refused"] * 6 + ["taken"]
-    wanted = ("rating", "rating", "scores", "", "call_id", "call_id")
-    for (_, reason), field in zip(outcomes, wanted, strict=False):
-        assert reason
-        assert field in reason
+    wanted = (
+        *("rating: nan is not", "rating: 6 is not", "scores: 'accuracy' is nan", "rating: nothing is said"),
+        *("call_id: neither a call nor a trace", "call_id: 'zz' is not 16 hex digits", ""),
+    )
+    for (_, reason), beginning in zip(outcomes, wanted, strict=True):
+        assert reason.startswith(beginning)
     assert (await satisfaction(plane))["tax", "exp=A"] == (1, 3.0, 0)
 
 
@@ -95,6 +98,24 @@ async def test_what_is_said_of_an_unknown_call_is_kept_marked_and_joined_when_it
     await join(plane)
     assert not (await plane.call("ListFeedback", unknown)).feedback
     assert (await satisfaction(plane))["tax", "exp=A"] == (1, 4.0, 0)
+
+
+async def test_figures_say_how_content_callers_were_by_agent_and_variant(plane: Plane) -> None:
+    await plane.db.write(call_index.add, [ONE, TWO])
+    await plane.take_in([sample("tax", variant="exp=A"), sample("tax", variant="exp=B"), sample("other")])
+    before = await plane.call("GetMetrics", operator_pb2.GetMetricsRequest(agent_id="tax", by="variant"))
+    assert not before.figures.HasField("satisfaction")  # absent, never 0
+    at_ms = NOW_MS - 1_000  # in the window of the calls
+    ratings = [said(rating=rating, at_unix_ms=at_ms) for rating in (5.0, 4.0)]
+    await collect(plane, *ratings, said(TWO, rating=0.0, at_unix_ms=at_ms))
+    metrics = await plane.call("GetMetrics", operator_pb2.GetMetricsRequest(agent_id="tax", by="variant"))
+    assert metrics.figures.satisfaction == 3.0
+    assert {one.name: one.figures.satisfaction for one in metrics.splits} == {"exp=A": 4.5, "exp=B": 0.0}
+    assert [one.figures.satisfaction for one in metrics.series if one.figures.HasField("satisfaction")] == [3.0]
+    overview = await plane.call("GetOverview", operator_pb2.GetOverviewRequest())
+    by_agent = {one.agent_id: one.figures for one in overview.agents}
+    assert by_agent["tax"].satisfaction == overview.total.satisfaction == 3.0
+    assert not by_agent["other"].HasField("satisfaction")
 
 
 async def learnt(plane: Plane, count: int = 4) -> Sequence[pb.Example]:
@@ -123,7 +144,10 @@ async def test_corrections_and_complaints_become_candidates_without_doubles(plan
 async def export(plane: Plane, **fields: Any) -> tuple[pb.Dataset, list[dict[str, Any]]]:
     request = pb.ExportDatasetRequest(agent_id="tax", **fields)
     chunks = [chunk async for chunk in plane.stub.ExportDataset(request, metadata=LOOPBACK, timeout=20)]
-    return chunks[0].dataset, [json.loads(line) for chunk in chunks for line in chunk.jsonl.splitlines()]
+    jsonl = "".join([chunk.jsonl for chunk in chunks])
+    if not request.part:
+        assert hashlib.sha256(jsonl.encode()).hexdigest() == chunks[0].dataset.digest
+    return chunks[0].dataset, [json.loads(line) for line in jsonl.splitlines()]
 
 
 async def test_what_is_approved_is_frozen_and_exported(plane: Plane) -> None:
@@ -144,8 +168,12 @@ async def test_what_is_approved_is_frozen_and_exported(plane: Plane) -> None:
     assert len(lines) == 3
     assert "polite" in json.dumps(lines)
     assert "question 2" not in json.dumps(lines)
-    parts = [len((await export(plane, part=part))[1]) for part in ("train", "validation", "holdout")]
-    assert sum(parts) == 3
+    by_part = {part: (await export(plane, part=part))[1] for part in ("train", "validation", "holdout")}
+    assert {part: len(some) for part, some in by_part.items()} == dict(made.counts)
+    assert {part: [one for one in lines if one["part"] == part] for part in by_part} == by_part
+    (asked_twice,) = [one for one in lines if one["input"] == "question 0"]
+    assert (asked_twice["output"], asked_twice["correction"]) == ("wrong", "answer 0")
+    assert set(asked_twice["trace_ids"]) == {ONE.trace_id.hex(), TWO.trace_id.hex()}
     later = pb.ReviewExampleRequest(id=by_input["question 0"], reason="no more", verdict="reject")
     await plane.call("ReviewExample", later)
     assert (await export(plane, version=1))[1] == lines  # a version never changes
@@ -153,6 +181,21 @@ async def test_what_is_approved_is_frozen_and_exported(plane: Plane) -> None:
     assert (second.version, sum(second.counts.values())) == (2, 2)
     reply = await plane.call("ListDatasets", pb.ListDatasetsRequest(agent_id="tax"))
     assert [one.version for one in reply.datasets] == [2, 1]
+
+
+async def test_a_question_that_was_mended_is_divided_as_what_it_is(plane: Plane) -> None:
+    """Else a model would be trained on what it is judged by."""
+    await plane.db.write(call_index.add, [ONE])
+    asked = [f"typo {at}" for at in range(16)]  # their own hashes would put them into several parts
+    for at, question in enumerate(asked):
+        await collect(plane, said(input=question, correction=f"answer {at}"))
+    await join(plane)
+    for one in (await plane.call("ListExamples", pb.ListExamplesRequest(agent_id="tax"))).examples:
+        mended = pb.ReviewExampleRequest(id=one.id, reason="typo", verdict="approve", input="What is due?")
+        await plane.call("ReviewExample", mended)
+    creation = pb.CreateDatasetRequest(agent_id="tax", reason="x", train=0.4, validation=0.3, holdout=0.3)
+    made = await plane.call("CreateDataset", creation)
+    assert sorted(made.counts.values()) == [0, 0, len(asked)]
 
 
 @pytest.mark.parametrize(
@@ -179,7 +222,19 @@ async def test_what_cannot_be_done_says_why(plane: Plane, method: str, request_:
 async def test_a_viewer_reads_and_changes_nothing(plane: Plane) -> None:
     created = await plane.call("CreateToken", operator_pb2.CreateTokenRequest(name="eve", role="viewer", reason="x"))
     viewer = (*REMOTE, ("authorization", f"Bearer {created.token}"))
-    request = feedback_pb2.CollectFeedbackRequest(feedback=[said(rating=1.0)])
-    error = await plane.refused("CollectFeedback", request, viewer)
-    assert error.code() is grpc.StatusCode.PERMISSION_DENIED
-    assert not (await plane.call("ListExamples", pb.ListExamplesRequest(), viewer)).examples
+    example = (await learnt(plane))[0]
+    changes = {
+        "CollectFeedback": feedback_pb2.CollectFeedbackRequest(feedback=[said(rating=1.0)]),
+        "ReviewExample": pb.ReviewExampleRequest(id=example.id, verdict="approve", reason="x"),
+        "CreateDataset": pb.CreateDatasetRequest(agent_id="tax", reason="x"),
+    }
+    for method, request in changes.items():
+        error = await plane.refused(method, request, viewer)
+        assert error.code() is grpc.StatusCode.PERMISSION_DENIED, method
+    assert example in (await plane.call("ListExamples", pb.ListExamplesRequest(state="candidate"), viewer)).examples
+    assert (await plane.call("ListFeedback", pb.ListFeedbackRequest(), viewer)).feedback
+    assert not (await plane.call("ListDatasets", pb.ListDatasetsRequest(), viewer)).datasets
+    created = await plane.call("CreateToken", operator_pb2.CreateTokenRequest(name="ann", role="operator", reason="x"))
+    operator = (*REMOTE, ("authorization", f"Bearer {created.token}"))
+    reviewed = await plane.call("ReviewExample", changes["ReviewExample"], operator)
+    assert (reviewed.state, reviewed.reviewer) == ("approved", "ann")
