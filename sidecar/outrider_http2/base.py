@@ -8,7 +8,6 @@ Deliberately not here: parsing (`connection`), roles (`server`, `client`), socke
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -21,6 +20,8 @@ from outrider_http2.turn import Speaker, Turn
 
 KNOWN_BLOCKS: Final = 512  # encoded or decoded blocks remembered per connection
 KNOWN_BLOCK_BYTES: Final = 1_024
+UNKNOWN_BLOCKS: Final = 8 * KNOWN_BLOCKS  # not remembered after a time when few came again
+RECENT: Final = 256  # streams that are remembered after their end
 OWED: Final = "too many answers owed to a peer that does not read"
 
 
@@ -57,7 +58,8 @@ class Base(Speaker):
         # State of the machine.
         self.streams: dict[int, Stream] = {}
         self.blocked: dict[Stream, None] = {}  # bytes wait, and not for the stream's own window
-        self.recent: deque[int] = deque(maxlen=256)  # stream ids that ended on both sides
+        self.recent = [0] * RECENT  # a ring of stream ids that ended on both sides
+        self._recent_at = 0
         self.resets: dict[int, None] = {}  # stream ids we have reset lately
         self.last_peer_id = 0
         self.paused = False
@@ -78,6 +80,8 @@ class Base(Speaker):
         self.parsed_heads: dict[bytes, tuple[Head, Rest]] = {}
         self.parsed_tails: dict[bytes, tuple[Head, Rest]] = {}
         self.parsed_at = -1
+        self.parsed_hits = 0  # since either was last full
+        self.unparsed = 0  # blocks that are not remembered: those before were hardly ever met again
         self._resized = False  # the next block opens with a table size update
         self.stream_window = limits.stream_window_bytes
         self.recv_window = max(limits.connection_window_bytes, frames.DEFAULT_WINDOW)
@@ -195,15 +199,20 @@ class Base(Speaker):
 
     def forget(self, stream: Stream) -> None:
         """The stream is over on both sides. Whoever still has to tell its handler has taken it before."""
-        if self.streams.pop(stream.id, None) is None:
+        stream_id = stream.id
+        streams = self.streams
+        if streams.get(stream_id) is None:
             return
+        del streams[stream_id]
         stream.local_closed = stream.remote_closed = True
         stream.handler = None  # a stream and its handler know each other: nothing may be left for the collector
         stream.send_window = SHUT
         if stream.queue is not None:
             stream.drop_queue()
-        self.recent.append(stream.id)
-        if not self.streams:
+        at = self._recent_at
+        self.recent[at] = stream_id
+        self._recent_at = at + 1 if at + 1 < RECENT else 0
+        if not streams:
             self.idle_at = self.now
             if self.draining:
                 self.on_quiet(self)

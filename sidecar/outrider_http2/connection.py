@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Final
 
 from outrider_http2 import frames
-from outrider_http2.base import KNOWN_BLOCK_BYTES, KNOWN_BLOCKS, Base, Fault
+from outrider_http2.base import KNOWN_BLOCK_BYTES, KNOWN_BLOCKS, UNKNOWN_BLOCKS, Base, Fault
 from outrider_http2.fields import FieldError
 from outrider_http2.frames import unpack_head
 from outrider_http2.head import Head, Rest
@@ -52,9 +52,6 @@ class Connection(Base):
         self.more = False
         at, end = 0, len(data)
         units = self.limits.turn_units
-        word: int
-        flags: int
-        stream_id: int
         try:
             if self.first_frame:
                 at = self.start(data)
@@ -62,8 +59,8 @@ class Connection(Base):
                     self.rest = data
                     return
             while end - at >= 9:
-                word, flags, stream_id = unpack_head(data, at)
-                length = word >> 8
+                # Octet by octet: compiled, a quarter of what struct costs.
+                length = data[at] << 16 | data[at + 1] << 8 | data[at + 2]
                 if length > frames.DEFAULT_FRAME:
                     raise Fault(frames.FRAME_SIZE_ERROR, f"a frame of {length} bytes; at most 16384 are taken")
                 stop = at + 9 + length
@@ -72,16 +69,18 @@ class Connection(Base):
                 if units <= 0:
                     self.more = True
                     break
-                kind = word & 0xFF
+                kind = data[at + 3]
+                flags = data[at + 4]
+                stream_id = (data[at + 5] & 0x7F) << 24 | data[at + 6] << 16 | data[at + 7] << 8 | data[at + 8]
                 if self.assembling is not None and kind != frames.CONTINUATION:
                     raise Fault(frames.PROTOCOL_ERROR, "a header block was interrupted by another frame")
                 if kind == frames.DATA:  # most frames are of these two kinds: no detour through the table
                     units -= 1
-                    self._on_data(flags, stream_id & 0x7FFFFFFF, data, at + 9, stop)
+                    self._on_data(flags, stream_id, data, at + 9, stop)
                 elif kind == frames.HEADERS:
-                    units -= self._on_headers(flags, stream_id & 0x7FFFFFFF, data, at + 9, stop)
+                    units -= self._on_headers(flags, stream_id, data, at + 9, stop)
                 elif kind < 10:
-                    units -= _KINDS[kind](self, flags, stream_id & 0x7FFFFFFF, data, at + 9, stop) or 1
+                    units -= _KINDS[kind](self, flags, stream_id, data, at + 9, stop) or 1
                 else:
                     units -= 1
                     self.take_control("unknown")
@@ -221,6 +220,7 @@ class Connection(Base):
         known = self.parsed_tails if trailers else self.parsed_heads
         found = known.get(block)
         if found is not None:
+            self.parsed_hits += 1
             return found
         try:
             fields = decoder.decode(block)
@@ -232,8 +232,14 @@ class Connection(Base):
         else:
             found = heads.response(fields) if self.client_side else heads.request(fields)
         if decoder.generation == self.parsed_at and len(block) <= KNOWN_BLOCK_BYTES:
+            if self.unparsed:
+                self.unparsed -= 1
+                return found
             if len(known) >= KNOWN_BLOCKS:
                 known.clear()
+                if self.parsed_hits < KNOWN_BLOCKS:
+                    self.unparsed = UNKNOWN_BLOCKS
+                self.parsed_hits = 0
             known[block] = found
         return found
 

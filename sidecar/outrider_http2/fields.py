@@ -149,13 +149,18 @@ def _check(regular: tuple[Field, ...]) -> list[bytes]:
             hosts.append(value)
         else:
             _check_name(name)
+    check_values(regular)
+    return hosts
+
+
+def check_values(fields: Sequence[Field]) -> None:
+    """Refuses what no value may hold."""
     # One look at all values: what is left of them joined must be the NULs between them, else each is looked at.
-    left = b"\0".join([value for _, value in regular]).translate(None, _PLAIN_BYTES)
-    if left and left != _NULS[: len(regular) - 1]:
-        for name, value in regular:
+    left = b"\0".join([value for _, value in fields]).translate(None, _PLAIN_BYTES)
+    if left and left != _NULS[: len(fields) - 1]:
+        for name, value in fields:
             if _BAD_VALUE.search(value):
                 raise FieldError(f"the value of {name.decode()} has NUL, CR or LF, or a space or tab at an end")
-    return hosts
 
 
 def _check_name(name: bytes) -> None:

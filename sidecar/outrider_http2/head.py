@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from outrider_http2.fields import content_length, request_parts, response_parts, trailer_parts
+from outrider_http2.fields import check_values, content_length, request_parts, response_parts, trailer_parts
 from outrider_http2.hpack import literal
 
 Fields = tuple[tuple[bytes, bytes], ...]
@@ -83,7 +83,7 @@ class Rest:
     __slots__ = ("length", "literals", "values")
 
     def __init__(self, fields: list[tuple[bytes, bytes]], owned: frozenset[bytes]):
-        self.values = dict(fields)
+        self.values = {name: value for name, value in fields}  # noqa: C416 - compiled, half the time of dict(fields)
         if len(self.values) != len(fields):
             self.values = {name: b",".join([v for n, v in fields if n == name]) for name in self.values}
         self.length = content_length(fields) if b"content-length" in self.values else None
@@ -91,9 +91,12 @@ class Rest:
 
 
 class Heads:
-    """Interns heads for a process. `owned` names are never forwarded as they came: the caller writes its own."""
+    """Interns heads for a process. `owned` names are never forwarded as they came: the caller writes its own.
 
-    __slots__ = ("_empty", "_known", "_max_bytes", "_max_heads", "_owned")
+    Of a block whose repeating part was met before, only what moves is looked at: what is remembered has passed.
+    """
+
+    __slots__ = ("_empty", "_known", "_max_bytes", "_max_heads", "_owned", "_requests", "_responses", "_trailers")
 
     def __init__(self, owned: frozenset[bytes] = frozenset(), max_heads: int = 2_048, max_bytes: int = 2_048):
         self._owned = owned
@@ -101,37 +104,89 @@ class Heads:
         self._max_heads = max_heads
         self._max_bytes = max_bytes  # of one head's fields: larger ones are not remembered
         self._empty = Rest([], owned)
+        # By the repeating part as it came, pseudo-headers included: its head, and how many fields come first.
+        self._requests: dict[Fields, tuple[Head, int]] = {}
+        self._responses: dict[Fields, tuple[Head, int]] = {}
+        self._trailers: dict[Fields, tuple[Head, int]] = {}
 
     def _intern(self, key: tuple, make: tuple) -> Head:
         head = self._known.get(key)
         if head is None:
             head = Head(*make)
-            if sum(len(name) + len(value) for name, value in head.fields) <= self._max_bytes:
+            if _size(head.fields) <= self._max_bytes:
                 if len(self._known) >= self._max_heads:
                     self._known.clear()
                 self._known[key] = head
         return head
 
-    def _split(self, regular: Fields) -> tuple[Fields, Rest]:
-        moving = [field for field in regular if field[0] in VOLATILE]
+    def _met(self, fields: Fields, known: dict[Fields, tuple[Head, int]]) -> tuple[Head | None, Fields, Rest]:
+        """The head of a block whose repeating part is known, that part, and the rest; FieldError as by the others."""
+        moving: list[tuple[bytes, bytes]] = []
+        first = 0
+        for at, field in enumerate(fields):
+            if field[0] in VOLATILE:
+                if not moving:
+                    first = at
+                moving.append(field)
+        stable = fields
+        if moving:
+            stable = tuple([field for field in fields if field[0] not in VOLATILE])
+        met = known.get(stable)
+        if met is None:
+            return None, stable, self._empty
         if not moving:
-            return regular, self._empty
-        return tuple([field for field in regular if field[0] not in VOLATILE]), Rest(moving, self._owned)
+            return met[0], stable, self._empty
+        if first < met[1]:
+            return None, stable, self._empty  # before a pseudo-header: whoever looks at all of it says what is wrong
+        check_values(moving)
+        return met[0], stable, Rest(moving, self._owned)
+
+    def _rest(self, fields: Fields) -> Rest:
+        moving = [field for field in fields if field[0] in VOLATILE]
+        return Rest(moving, self._owned) if moving else self._empty
+
+    def _remember(self, known: dict[Fields, tuple[Head, int]], stable: Fields, head: Head, first: int) -> None:
+        if _size(stable) <= self._max_bytes:
+            if len(known) >= self._max_heads:
+                known.clear()
+            known[stable] = (head, first)
 
     def request(self, fields: Fields) -> tuple[Head, Rest]:
         """Validated request head and rest; FieldError when the RFC forbids the block."""
-        method, scheme, authority, path, regular = request_parts(fields)
-        stable, rest = self._split(regular)
-        key = (stable, method, scheme, authority, path)
-        return self._intern(key, key), rest
+        head, stable, rest = self._met(fields, self._requests)
+        if head is None:
+            method, scheme, authority, path, regular = request_parts(fields)
+            rest = self._rest(fields)
+            key = (_stable(regular), method, scheme, authority, path)
+            head = self._intern(key, key)
+            self._remember(self._requests, stable, head, len(fields) - len(regular))
+        return head, rest
 
     def response(self, fields: Fields) -> tuple[Head, Rest]:
         """Validated response head and rest; FieldError when the RFC forbids the block."""
-        status, regular = response_parts(fields)
-        stable, rest = self._split(regular)
-        return self._intern((stable, status), (stable, b"", b"", b"", b"", status)), rest
+        head, stable, rest = self._met(fields, self._responses)
+        if head is None:
+            status, regular = response_parts(fields)
+            rest = self._rest(fields)
+            own = _stable(regular)
+            head = self._intern((own, status), (own, b"", b"", b"", b"", status))
+            self._remember(self._responses, stable, head, 1)
+        return head, rest
 
     def trailers(self, fields: Fields) -> tuple[Head, Rest]:
         """Validated trailers and rest; FieldError when the RFC forbids the block."""
-        stable, rest = self._split(trailer_parts(fields))
-        return self._intern((stable, 0), (stable,)), rest
+        head, stable, rest = self._met(fields, self._trailers)
+        if head is None:
+            trailer_parts(fields)
+            rest = self._rest(fields)
+            head = self._intern((stable, 0), (stable,))
+            self._remember(self._trailers, stable, head, 0)
+        return head, rest
+
+
+def _stable(regular: Fields) -> Fields:
+    return tuple([field for field in regular if field[0] not in VOLATILE])
+
+
+def _size(fields: Fields) -> int:
+    return sum([len(name) + len(value) for name, value in fields])

@@ -27,9 +27,6 @@ FIRST_DYNAMIC: Final = len(STATIC)
 
 BOMB_FACTOR: Final = 4  # header lists above this many times the limit end the connection
 STEP_BYTES: Final = 1024  # how much of a large block is decoded between two looks at the size of its list
-MEMO_BLOCK_BYTES: Final = 1024
-MEMO_BYTES: Final = 65536  # roughly what the memo of one decoder may hold, with this charge for each field:
-MEMO_FIELD_BYTES: Final = 128
 
 ENCODER_TABLE_BYTES: Final = 4096
 MAX_INSERTED_VALUE_BYTES: Final = 256
@@ -52,8 +49,6 @@ class Decoder:
         "_limit_bytes",
         "_max_bytes",
         "_max_list_bytes",
-        "_memo",
-        "_memo_bytes",
         "_owed_bytes",
         "_table",
         "_used_bytes",
@@ -69,22 +64,16 @@ class Decoder:
         self._owed_bytes: int | None = None  # the next block must start with an update to at most this
         self._max_list_bytes = max_list_bytes
         self._largest_bytes = 64  # no entry, static or inserted so far, is larger
-        self._memo: dict[bytes, tuple[Field, ...]] = {}  # empty whenever the table has just changed
-        self._memo_bytes = 0
 
     def resize_limit(self, max_table_bytes: int) -> None:
         """Our SETTINGS_HEADER_TABLE_SIZE, once acknowledged: the peer owes an update if its table may be larger."""
         self._limit_bytes = max_table_bytes
         if max_table_bytes < self._max_bytes:
             self._owed_bytes = max_table_bytes if self._owed_bytes is None else min(self._owed_bytes, max_table_bytes)
-            self._changed()
+            self.generation += 1
 
     def decode(self, block: bytes) -> tuple[Field, ...]:
         """The fields of one whole block. Raises `HpackError`, `HeaderListTooLarge`."""
-        known = self._memo.get(block)
-        if known is not None:
-            return known
-        generation = self.generation
         end = len(block)
         fields: list[Field] = []
         try:
@@ -99,14 +88,7 @@ class Decoder:
             raise HpackError("a header block ends inside a field or uses an index beyond the table") from None
         except HuffmanError as error:
             raise HpackError(str(error)) from None
-        decoded = tuple(fields)
-        if generation == self.generation and end <= MEMO_BLOCK_BYTES:
-            charge_bytes = end + MEMO_FIELD_BYTES * len(decoded)
-            if self._memo_bytes + charge_bytes > MEMO_BYTES:
-                self._forget()
-            self._memo[block] = decoded
-            self._memo_bytes += charge_bytes
-        return decoded
+        return tuple(fields)
 
     def _walk(self, block: bytes, pos: int, stop: int, fields: list[Field]) -> int:
         """Decodes the fields that start in block[pos:stop]; returns where the next one starts."""
@@ -159,8 +141,6 @@ class Decoder:
                     if size > self._largest_bytes:
                         self._largest_bytes = size
                 self.generation += 1
-                if self._memo:
-                    self._forget()
         return pos
 
     def _count_rest(self, block: bytes, pos: int, fields: list[Field]) -> None:
@@ -193,7 +173,7 @@ class Decoder:
             if size != self._max_bytes:
                 self._max_bytes = size
                 self._evict(size)
-                self._changed()
+                self.generation += 1
             smallest = size if smallest is None else min(smallest, size)
         if self._owed_bytes is not None:
             if smallest is None or smallest > self._owed_bytes:
@@ -213,14 +193,6 @@ class Decoder:
             name, value = table.pop()
             used -= len(name) + len(value) + ENTRY_OVERHEAD_BYTES
         self._used_bytes = used
-
-    def _changed(self) -> None:
-        self.generation += 1
-        self._forget()
-
-    def _forget(self) -> None:
-        self._memo.clear()
-        self._memo_bytes = 0
 
 
 class Encoder:

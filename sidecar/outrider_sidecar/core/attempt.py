@@ -46,11 +46,11 @@ class Attempt(Handler):
         "waited",
     )
 
-    def __init__(self, call: Call, endpoint: Endpoint):
+    def __init__(self, call: Call, endpoint: Endpoint, now: float):
         self.call = call
         self.endpoint = endpoint
         self.stream: Stream | None = None
-        self.started_at = 0.0
+        self.started_at = now  # it is started at once
         self.first_byte = False
         self.over = False
         self.owed = 0  # reply bytes the caller has not taken yet
@@ -63,7 +63,6 @@ class Attempt(Handler):
         """Take the endpoint's slot and open a stream, now or when a connection is ready."""
         call = self.call
         endpoint = self.endpoint
-        self.started_at = call.runtime.clock()
         endpoint.pending += 1
         endpoint.calls += 1
         call.live += 1
@@ -77,13 +76,15 @@ class Attempt(Handler):
     def open(self, conn: ClientConnection) -> None:
         """A connection has room: send the head and what there is of the body."""
         call = self.call
+        now = self.started_at
         if self.waited:
-            call.connect_s += call.runtime.clock() - self.started_at
+            now = call.runtime.clock()
+            call.connect_s += now - self.started_at
         stream = conn.open_stream(self)
         self.stream = stream
         body = call.body
         head = call.head
-        extra = call.upstream_extra()
+        extra = call.upstream_extra(now)
         if not body:
             stream.send_head(head, extra, call.request_ended)
             return
@@ -125,6 +126,7 @@ class Attempt(Handler):
     def on_data(self, stream: Stream, data: bytes, end: bool) -> None:
         call = self.call
         first = not self.first_byte
+        now = 0.0
         if first:
             self.first_byte = True
             now = call.runtime.clock()
@@ -135,12 +137,13 @@ class Attempt(Handler):
                 self._not_grpc()
             return
         if data:
+            if not call.first_byte_at:
+                call.first_byte_at = now or call.runtime.clock()
             if call.reply_data(data):
                 stream.credit(len(data))
             else:
                 self.owed += len(data)
         if first and call.route.state.pool.heard is not None:  # last, as others may go on at that
-            now = call.runtime.clock()
             call.route.state.pool.heard(call, now - self.started_at, now)
         if end:
             self._failed(errors.INTERNAL, f"{self.endpoint.address} ended the reply without trailers", True)
@@ -153,9 +156,10 @@ class Attempt(Handler):
         status = errors.status_of(head)
         if not stream.local_closed:
             stream.reset(frames.CANCEL)  # the endpoint has answered before it had the whole request
-        self._settle(status, rest)
+        now = self._settle(status, rest)
         if call.over:
             return
+        call.ended_at = now
         if status:
             call.message = errors.decode_message(rest.values.get(b"grpc-message", b""))
         call.reply_tail(head, self._tail_extra(rest), status)
@@ -261,8 +265,11 @@ class Attempt(Handler):
             self.endpoint.connector.leave(self)
         self._settle(ABORTED, None)
 
-    def _settle(self, status: int, rest: Rest | None, message: str = "") -> None:
-        """Give everything back and tell the engines, once; the endpoint knows: who waits may come to it at once."""
+    def _settle(self, status: int, rest: Rest | None, message: str = "") -> float:
+        """Give everything back and tell the engines, once; the endpoint knows: who waits may come to it at once.
+
+        Returns the time it did so.
+        """
         self.over = True
         call = self.call
         endpoint = self.endpoint
@@ -290,6 +297,7 @@ class Attempt(Handler):
                 call.attempts.append(
                     (endpoint.address, self.started_at - call.started_at, now - self.started_at, status, message)
                 )
+        return now
 
 
 def pushback_s(rest: Rest) -> float | None:

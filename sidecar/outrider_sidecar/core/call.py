@@ -48,12 +48,11 @@ class Call(Request):
     """See the module. `down` is a stream, or anything with its sending half; `route` is set by the identify step."""
 
     __slots__ = (
-        "adapter", "at", "attempts", "cache_key", "cache_tier", "cache_verdict", "compared",
-        "compress", "compressed", "connect_s", "deadline", "degraded", "done", "ended_by", "first_byte_at", "forward",
-        "hedges", "hop", "ids", "labels", "lane", "live", "message", "notes", "parked_here", "payload",
-        "prepared", "queue_s", "reader", "replied", "reply_bytes", "retrier", "route", "snapshot", "stages",
-        "started_at", "started_ns", "status", "steps", "tail_extra", "tap", "timer", "tokens", "trace", "treatment",
-        "tried", "unit", "waiter",
+        "adapter", "at", "attempts", "cache_key", "cache_tier", "cache_verdict", "compared", "compress", "compressed",
+        "connect_s", "deadline", "degraded", "done", "ended_at", "ended_by", "first_byte_at", "forward", "hedges",
+        "hop", "ids", "labels", "lane", "live", "message", "notes", "parked_here", "payload", "prepared", "queue_s",
+        "reader", "replied", "reply_bytes", "retrier", "route", "snapshot", "stages", "started_at", "started_ns",
+        "status", "steps", "tail_extra", "tap", "timer", "tokens", "trace", "treatment", "tried", "unit", "waiter",
     )  # fmt: skip
 
     def __init__(
@@ -106,6 +105,7 @@ class Call(Request):
         self.reply_bytes = 0
         self.status = -1
         self.message = ""
+        self.ended_at = 0.0  # its answer was whole; 0: when the call is over
         self.ended_by = ""
         self.done: list[Callable[[Call], Any]] = []
         runtime.calls.add(self)
@@ -231,11 +231,11 @@ class Call(Request):
             self.at -= 1  # the step that had parked it
             self.run()
 
-    def upstream_extra(self) -> bytes:
+    def upstream_extra(self, now: float) -> bytes:
         """Literals for the next attempt's head: what is left of the deadline, trace context, this call's own fields."""
         extra = self.forward + self.rest.literals
         if self.deadline:
-            left_us = int((self.deadline - self.runtime.clock()) * 1e6)
+            left_us = int((self.deadline - now) * 1e6)
             extra += timeout_literal(left_us)
         retries = len(self.tried) - 1
         if retries > 0:

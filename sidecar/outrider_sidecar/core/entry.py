@@ -85,9 +85,10 @@ class Entry:
         self.tier = tier
         self.tags = tags
         self.tokens = tokens
-        self.weight_bytes = (
-            ENTRY_OVERHEAD_BYTES + head_bytes + sum(map(len, chunks)) + CHUNK_OVERHEAD_BYTES * len(chunks)
-        )
+        weight_bytes = ENTRY_OVERHEAD_BYTES + head_bytes + CHUNK_OVERHEAD_BYTES * len(chunks)
+        for chunk in chunks:
+            weight_bytes += len(chunk)
+        self.weight_bytes = weight_bytes
         for tag in tags:
             self.weight_bytes += TAG_OVERHEAD_BYTES + len(tag)
         self.stored_at = 0.0

@@ -1,8 +1,9 @@
 """Span export: call records in, OTLP requests out to any number of collectors.
 
 Always holds: `add` costs one append; records are encoded once for all collectors, `SLICE` and a sixteenth of the
-backlog a loop turn, so neither a burst nor a dead collector stalls a call; everything that waits is bounded and what is
-dropped is counted. Collectors are served independently. A foreign collector gets sampled spans only, the control plane
+backlog a loop turn, so neither a burst nor a dead collector stalls a call; under load they are encoded as soon as there
+is a slice of them, while the processor's cache still holds them; everything that waits is bounded and what is dropped
+is counted. Collectors are served independently. A foreign collector gets sampled spans only, the control plane
 gets all.
 
 Deliberately not here: the connection (each `Collector` is given a `send`), queue and retry rules
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 PATH = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 CONTROL = "control"  # the name of the control plane's collector
 SLICE = 16  # spans encoded in one loop turn at least: about 60 us; more where many wait
-TICK_S = 0.02  # how long records gather before the first slice
+TICK_S = 0.02  # how long fewer records than that gather
 OUTCOMES = ("exported", "rejected", "dropped_full", "dropped_refused")  # counters of an ExportQueue
 
 
@@ -153,7 +154,8 @@ class Export:
         self._collectors = tuple(collectors)
         self._max_records = max_records
         self._records: deque[Span] = deque()
-        self._scheduled = False
+        self._timer: asyncio.TimerHandle | None = None  # at most one of the two is set
+        self._soon = False
         self._closed = not collectors
         self._loop: asyncio.AbstractEventLoop | None = None
         self.dropped_full = 0  # records never encoded: the oldest went
@@ -163,9 +165,8 @@ class Export:
         self._loop = asyncio.get_running_loop()
         for collector in self._collectors:
             collector.start()
-        if self._records and not self._scheduled:
-            self._scheduled = True
-            self._loop.call_later(TICK_S, self._slice)
+        if self._records:
+            self._schedule(self._loop)
 
     def add(self, span: Span) -> None:
         if self._closed:
@@ -175,17 +176,26 @@ class Export:
             records.popleft()
             self.dropped_full += 1
         records.append(span)
-        if not self._scheduled and self._loop is not None:
-            self._scheduled = True
-            self._loop.call_later(TICK_S, self._slice)
+        if not self._soon and (self._timer is None or len(records) >= SLICE) and self._loop is not None:
+            self._schedule(self._loop)
+
+    def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
+        if len(self._records) < SLICE:
+            self._timer = loop.call_later(TICK_S, self._slice)
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._soon = True
+        loop.call_soon(self._slice)
 
     def _slice(self) -> None:
+        self._timer = None
+        self._soon = False
         # A backlog makes the slices larger: at full load a fixed size would fall behind, and hold and drop records.
         self._encode(SLICE + len(self._records) // 16)
         if self._records and self._loop is not None:
-            self._loop.call_soon(self._slice)
-        else:
-            self._scheduled = False
+            self._schedule(self._loop)
 
     def _encode(self, count: int) -> None:
         assert self._loop is not None

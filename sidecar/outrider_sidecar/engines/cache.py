@@ -30,6 +30,7 @@ STRATEGIES: Final = ("lru", "lfu")
 _MISS: Final[tuple[None, bool]] = (None, False)
 _SWEEP_EVERY: Final = 64  # puts; a sweep in passing would cost each of them a microsecond more
 _SWEPT: Final = 128  # entries then: twice the puts, so that a round ends
+_ROUND_S: Final = 10.0  # a round takes so long at least: entries that are visited leave the processor's cache cold
 _CLOCK_SLACK_S: Final = 60.0
 
 
@@ -55,56 +56,63 @@ class TierCount:
 
 
 class Lru:
-    """Keys in the order of their last use. One C call each, where cachetools.LRUCache takes 1 to 3 us."""
+    """Entries in the order of their last use. One C call each, where cachetools.LRUCache takes 1 to 3 us."""
 
-    __slots__ = ("_order",)
+    __slots__ = ("_order", "entries")
 
     def __init__(self) -> None:
-        self._order: OrderedDict[bytes, None] = OrderedDict()
+        self._order: OrderedDict[bytes, Entry] = OrderedDict()
+        # The same one: one table to look into, by the fast calls of a dict.
+        self.entries: dict[bytes, Entry] = self._order
 
     def use(self, key: bytes) -> None:
         self._order.move_to_end(key)
 
-    def add(self, key: bytes) -> None:
-        """A key, or a use of one that is there."""
-        self._order[key] = None
-        self._order.move_to_end(key)
+    def add(self, entry: Entry, replaces: bool) -> None:
+        """An entry; one that replaces another of its key is a use of it."""
+        self.entries[entry.key] = entry
+        if replaces:
+            self._order.move_to_end(entry.key)
 
     def remove(self, key: bytes) -> None:
-        del self._order[key]
+        del self.entries[key]
 
-    def pop(self) -> bytes:
+    def pop(self) -> Entry:
         """Take out what goes next."""
-        return self._order.popitem(last=False)[0]
+        return self._order.popitem(last=False)[1]
 
     def clear(self) -> None:
-        self._order.clear()
+        self.entries.clear()
 
 
 class Lfu(Lru):
-    """Keys by how often they were used, the oldest first among equals."""
+    """Entries by how often they were used, the oldest first among equals."""
 
     __slots__ = ("_store",)
 
     def __init__(self) -> None:
         super().__init__()
+        self.entries = {}
         # The budget is kept by Cache itself: it has to see what leaves, and a new size is then a number, not a rebuild.
         self._store: cachetools.LFUCache[bytes, None] = cachetools.LFUCache(sys.maxsize)
 
     def use(self, key: bytes) -> None:
         self._store[key]
 
-    def add(self, key: bytes) -> None:
-        self._store[key] = None
+    def add(self, entry: Entry, replaces: bool) -> None:
+        self.entries[entry.key] = entry
+        self._store[entry.key] = None
 
     def remove(self, key: bytes) -> None:
         del self._store[key]
+        del self.entries[key]
 
-    def pop(self) -> bytes:
-        return self._store.popitem()[0]
+    def pop(self) -> Entry:
+        return self.entries.pop(self._store.popitem()[0])
 
     def clear(self) -> None:
         self._store.clear()
+        self.entries.clear()
 
 
 class Cache:
@@ -119,6 +127,7 @@ class Cache:
         "_entries",
         "_order",
         "_rng",
+        "_sweep_at",
         "_tags",
         "_unswept",
         "by_tier",
@@ -146,12 +155,13 @@ class Cache:
         keep_s: float = 0.0,
     ):
         self._order = _new_order(strategy)
-        self._entries: dict[bytes, Entry] = {}
+        self._entries: dict[bytes, Entry] = self._order.entries
         self.size_bytes = 0  # weight of all that is kept
         self._rng = rng
         self._tags: dict[str, set[bytes]] = {}
         self._cursor: list[bytes] = []  # keys the sweep has still to visit in this round
         self._unswept = 0  # puts since the last sweep
+        self._sweep_at = 0.0  # not before, but where the clock was set back
         self.by_tier = {tier: TierCount() for tier in TIERS}
         self.evictions = 0  # for space
         self.expired = 0  # past their life
@@ -221,8 +231,9 @@ class Cache:
         self._place(entry)
         self.by_tier[entry.tier].stored += 1
         self._unswept += 1
-        if self._unswept >= _SWEEP_EVERY:
+        if self._unswept >= _SWEEP_EVERY and not self._sweep_at - _ROUND_S <= now < self._sweep_at:
             self._unswept = 0
+            self._sweep_at = now + _ROUND_S * min(1.0, _SWEPT / len(self._entries))
             self.sweep(now, _SWEPT)
         return True
 
@@ -263,7 +274,6 @@ class Cache:
         """Drop everything; how many there were. Counters stay."""
         count = len(self._entries)
         self._order.clear()
-        self._entries.clear()
         self.size_bytes = 0
         self._tags.clear()
         self._cursor.clear()
@@ -306,8 +316,9 @@ class Cache:
         if strategy != self.strategy:
             coldest_first = self.entries()[::-1]
             self._order = _new_order(strategy)
+            self._entries = self._order.entries
             for entry in coldest_first:
-                self._order.add(entry.key)
+                self._order.add(entry, False)
             self.strategy = strategy
         if max_object_bytes < self.max_object_bytes:
             for entry in list(self._entries.values()):
@@ -352,8 +363,7 @@ class Cache:
                 needed = entry.weight_bytes
         if old is not None:
             self._forget(old)
-        self._order.add(key)
-        self._entries[key] = entry
+        self._order.add(entry, old is not None)
         self.size_bytes += entry.weight_bytes
         tier = self.by_tier[entry.tier]
         tier.entries += 1
@@ -362,7 +372,7 @@ class Cache:
             self._tags.setdefault(tag, set()).add(key)
 
     def _evict(self) -> Entry:
-        entry = self._entries[self._order.pop()]
+        entry = self._order.pop()
         self._forget(entry)
         self.evictions += 1
         return entry
@@ -372,7 +382,7 @@ class Cache:
         self._forget(entry)
 
     def _forget(self, entry: Entry) -> None:
-        del self._entries[entry.key]
+        """What is counted of an entry that has left the store, or is about to."""
         self.size_bytes -= entry.weight_bytes
         tier = self.by_tier[entry.tier]
         tier.entries -= 1

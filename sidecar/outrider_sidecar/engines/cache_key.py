@@ -40,6 +40,29 @@ def cache_key(
 
     Names from metadata that are not UTF-8 come decoded with "surrogateescape": they keep their own keys.
     """
+    scope = key_scope(
+        schema, agent_id, tenant, user_or_scope, auth_scope, variant, compressor_version, epochs_part, len(digest)
+    )
+    return key_within(scope, digest, seed)
+
+
+def key_within(scope: bytes, digest: bytes, seed: int) -> bytes:
+    """The key of one digest, of the length that `scope` was made for."""
+    return xxh3_128_digest(scope + digest, seed)
+
+
+def key_scope(
+    schema: bytes,
+    agent_id: str,
+    tenant: str,
+    user_or_scope: str,
+    auth_scope: bytes,
+    variant: str,
+    compressor_version: bytes,
+    epochs_part: bytes,
+    digest_bytes: int,
+) -> bytes:
+    """What keys of the same caller begin with: everything but the digest, for whoever wants to keep it."""
     agent = agent_id.encode("utf-8", "surrogateescape")
     tenant_id = tenant.encode("utf-8", "surrogateescape")
     user = user_or_scope.encode("utf-8", "surrogateescape")
@@ -53,21 +76,9 @@ def cache_key(
         len(group),
         len(compressor_version),
         len(epochs_part),
-        len(digest),
+        digest_bytes,
     )
-    parts = (
-        lengths,
-        schema,
-        agent,
-        tenant_id,
-        user,
-        auth_scope,
-        group,
-        compressor_version,
-        epochs_part,
-        digest,
-    )
-    return xxh3_128_digest(b"".join(parts), seed)
+    return b"".join((lengths, schema, agent, tenant_id, user, auth_scope, group, compressor_version, epochs_part))
 
 
 class AuthScopes:

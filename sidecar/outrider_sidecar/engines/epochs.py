@@ -29,7 +29,7 @@ Scope = tuple[str, str, str]  # agent, tenant, tag; an empty one covers all
 class Epochs:
     """The counters of one process. `agent`, `tenant` and `tag` name what is covered; empty covers all of them."""
 
-    __slots__ = ("_clock", "_counters", "_floor", "_max_counters", "_memo")
+    __slots__ = ("_clock", "_counters", "_floor", "_max_counters", "_memo", "changes")
 
     def __init__(self, max_counters: int = 4_096, floor: int = 0):
         self._counters: dict[Scope, int] = {}
@@ -37,6 +37,7 @@ class Epochs:
         self._clock = floor  # the largest value seen
         self._max_counters = max_counters
         self._memo: dict[tuple[str, str, tuple[str, ...]], bytes] = {}
+        self.changes = 0  # of any counter: while it stands still, so does every `part`
 
     def __len__(self) -> int:
         return len(self._counters)
@@ -52,6 +53,7 @@ class Epochs:
             raise ValueError(f"agent, tenant and tag are Unicode of at most {_MAX_NAME_CHARS} characters")
         value = self._clock = max(self._clock + 1, int(now * 1000))
         self._memo = {}
+        self.changes += 1
         scope = (agent, tenant, tag)
         if scope == ("", "", ""):
             self._floor = value
@@ -101,6 +103,7 @@ class Epochs:
         if changed:
             self._clock = max(self._clock, self._floor, *self._counters.values(), 0)
             self._memo = {}
+            self.changes += 1
             self._bound()
         return changed
 

@@ -48,7 +48,9 @@ def varint(value: int) -> bytes:
     if value < 0x80:
         return _ONE_BYTE[value]
     if value < 0x4000:
-        return bytes((value & 0x7F | 0x80, value >> 7))
+        return _FIRST_OF_TWO[value & 0x7F] + _ONE_BYTE[value >> 7]
+    if value < 0x20_0000:
+        return _FIRST_OF_TWO[value & 0x7F] + _FIRST_OF_TWO[value >> 7 & 0x7F] + _ONE_BYTE[value >> 14]
     out = bytearray()
     while value >= 0x80:
         out.append(value & 0x7F | 0x80)
@@ -58,6 +60,7 @@ def varint(value: int) -> bytes:
 
 
 _ONE_BYTE: Final = tuple(bytes((value,)) for value in range(0x80))
+_FIRST_OF_TWO: Final = tuple(bytes((value | 0x80,)) for value in range(0x80))
 
 
 def field(number: int, payload: bytes) -> bytes:

@@ -8,13 +8,16 @@ Deliberately not here: whether a trace is sampled (`engines.sampler`), baggage.
 
 from __future__ import annotations
 
+from binascii import hexlify
 from collections.abc import Callable, Sequence
 from typing import Final
 
 GetRandBits = Callable[[int], int]  # random.Random(...).getrandbits, or SystemRandom's
 TraceParent = tuple[bytes, bytes, int]  # trace id (32 hex digits), parent span id (16), flags
 
-_HEX: Final = b"0123456789abcdef"
+# What every hex digit and every dash is in the shape of a header; all else is an x.
+_SHAPE: Final = bytes(0x30 if byte in b"0123456789abcdef" else 0x2D if byte == 0x2D else 0x78 for byte in range(256))
+_SHAPED: Final = b"00-%b-%b-00" % (b"0" * 32, b"0" * 16)
 _ZERO_TRACE: Final = b"0" * 32
 _ZERO_SPAN: Final = b"0" * 16
 _FLAGS_OF: Final = {b"%02x" % flags: flags for flags in range(256)}
@@ -30,23 +33,15 @@ _STATE_CHARS: Final = bytes(range(0x20, 0x7F)) + b"\t"
 
 def parse(value: bytes) -> TraceParent | None:
     """The ids and flags of one `traceparent`, or None if it is invalid; several such headers count as none."""
-    # Removing every hex digit leaves the dashes: one C call checks all characters of a version 00 header.
-    if len(value) != _LENGTH or value.translate(None, _HEX) != b"---":
+    # With every hex digit a 0 the header is this one: one C call checks all characters of a version 00 header.
+    if value.translate(_SHAPE) != _SHAPED:
         value = _later_version(value)
         if not value:
             return None
     trace_id = value[3:35]
     parent_id = value[36:52]
     flags = _FLAGS_OF.get(value[53:55])
-    if (
-        flags is None
-        or value[2] != 0x2D
-        or value[35] != 0x2D
-        or value[52] != 0x2D
-        or value[:2] == b"ff"
-        or trace_id == _ZERO_TRACE
-        or parent_id == _ZERO_SPAN
-    ):
+    if flags is None or value[:2] == b"ff" or trace_id == _ZERO_TRACE or parent_id == _ZERO_SPAN:
         return None
     return trace_id, parent_id, flags
 
@@ -54,17 +49,27 @@ def parse(value: bytes) -> TraceParent | None:
 def _later_version(value: bytes) -> bytes:
     """The part of a longer header that every version shares, or b"" where none may be read."""
     shared = value[:_LENGTH]
-    if value[:2] == b"00" or value[_LENGTH : _LENGTH + 1] != b"-" or shared.translate(None, _HEX) != b"---":
+    if value[:2] == b"00" or value[_LENGTH : _LENGTH + 1] != b"-" or shared.translate(_SHAPE) != _SHAPED:
         return b""
     return shared
 
 
-def new_trace_id(getrandbits: GetRandBits) -> bytes:
-    return b"%032x" % (getrandbits(128) or 1)
+def new_ids(getrandbits: GetRandBits) -> tuple[bytes, bytes]:
+    """A trace id and a span id of one draw: of two, formatted one by one, it takes half the time."""
+    bits: int = getrandbits(192)
+    digits = hexlify(bits.to_bytes(24, "big"))
+    trace_id, span_id = digits[:32], digits[32:]
+    if trace_id == _ZERO_TRACE:
+        trace_id = trace_id[:-1] + b"1"
+    if span_id == _ZERO_SPAN:
+        span_id = span_id[:-1] + b"1"
+    return trace_id, span_id
 
 
 def new_span_id(getrandbits: GetRandBits) -> bytes:
-    return b"%016x" % (getrandbits(64) or 1)
+    """A span id under a trace that is there."""
+    bits: int = getrandbits(64) or 1
+    return hexlify(bits.to_bytes(8, "big"))
 
 
 def build(trace_id: bytes, span_id: bytes, flags: int) -> bytes:

@@ -22,7 +22,7 @@ from outrider_sidecar.core.runtime import AgentState, Runtime
 from outrider_sidecar.core.wheel import Timer
 from outrider_sidecar.engines.cache import Cache
 from outrider_sidecar.engines.cache_control import parse as parse_control
-from outrider_sidecar.engines.cache_key import SCHEMA, AuthScopes, cache_key
+from outrider_sidecar.engines.cache_key import SCHEMA, AuthScopes, key_scope, key_within
 from outrider_sidecar.engines.flight import NOBODY, Flight
 from outrider_sidecar.engines.ghost import Ghosts
 from outrider_sidecar.payloads import may_be_cached
@@ -63,6 +63,8 @@ class CacheFilter:
         self._paced = policy.cache_replay == "paced"
         self._adapters: dict[bytes, Payload | None] = {}
         self._parts: dict[Any, tuple[str, str, bytes]] = {}
+        self._plain: dict[Any, bytes] = {}  # scopes of keys by head: no variant, no tag, nothing in the message
+        self._plain_changes = -1  # of the epochs, when they were made
         self._cache: CacheState = _state_for(agent, state, runtime)
 
     # -- the step --------------------------------------------------------------------------------------------------
@@ -157,6 +159,15 @@ class CacheFilter:
 
     def _key(self, call: Call, facts: RequestFacts) -> bytes:
         head = call.head
+        epochs, seed = self._runtime.epochs, self._runtime.seed
+        plain = not (call.treatment is not None or facts.tags or facts.tenant_id or facts.user_id or self._claims)
+        if plain:
+            if epochs.changes != self._plain_changes:
+                self._plain_changes = epochs.changes
+                self._plain.clear()
+            scope = self._plain.get(head)
+            if scope is not None:
+                return key_within(scope, facts.digest, seed)
         parts = self._parts.get(head)
         if parts is None or self._claims:
             values = {**head.values, **call.rest.values} if self._claims else head.values
@@ -170,11 +181,13 @@ class CacheFilter:
         elif facts.tenant_id or facts.user_id:
             tenant = parts[0] or facts.tenant_id
             parts = (tenant, (parts[1] or facts.user_id) if self._per_user else "", parts[2])
-        epochs = self._runtime.epochs.part(self._agent_id, parts[0], facts.tags)
+        part = epochs.part(self._agent_id, parts[0], facts.tags)
         variant = call.treatment.key if call.treatment is not None else ""
-        return cache_key(
-            SCHEMA, self._agent_id, parts[0], parts[1], parts[2], variant, b"", epochs, facts.digest, self._runtime.seed
-        )
+        tenant, user, auth = parts
+        scope = key_scope(SCHEMA, self._agent_id, tenant, user, auth, variant, b"", part, len(facts.digest))
+        if plain and len(self._plain) < _MAX_KNOWN:
+            self._plain[head] = scope
+        return key_within(scope, facts.digest, seed)
 
     # -- flights ---------------------------------------------------------------------------------------------------
 
@@ -202,21 +215,21 @@ class CacheFilter:
             del flights[flight.key]
         facts, adapter, leader = flight.facts, flight.adapter, flight.leader
         weight = 0
+        now = self._runtime.wall_clock()
         if status == errors.OK and flight.chunks is not None and flight.head is not None and not thinned(leader):
             reply = leader.tokens
             if reply is None:
                 encoding = flight.head.values.get(b"grpc-encoding", b"")
                 reply = adapter.reply(encoding, b"".join(flight.chunks))
             if not why_not_stored(facts, reply):
-                weight = self._store(flight, facts, (reply.input_tokens, reply.output_tokens))
+                weight = self._store(flight, facts, (reply.input_tokens, reply.output_tokens), now)
         if self._cache.ghosts is not None:
-            ttl_s = self._ttl_s(facts)
-            self._cache.ghosts.record(flight.key, weight, False, self._runtime.wall_clock(), ttl_s)
+            self._cache.ghosts.record(flight.key, weight, False, now, self._ttl_s(facts))
 
     def _ttl_s(self, facts: RequestFacts) -> float:
         return float(self._policy.cache_tool_ttl if facts.tier == "tool" else self._policy.cache_ttl)
 
-    def _store(self, flight: Flight, facts: RequestFacts, tokens: tuple[int, int]) -> int:
+    def _store(self, flight: Flight, facts: RequestFacts, tokens: tuple[int, int], now: float) -> int:
         """Weight of what was stored; 0 when it was too large."""
         assert flight.head is not None
         assert flight.tail is not None
@@ -233,7 +246,7 @@ class CacheFilter:
             tags=facts.tags,
             tokens=tokens,
         )
-        stored = self._cache.store.put(entry, self._ttl_s(facts), self._runtime.wall_clock())
+        stored = self._cache.store.put(entry, self._ttl_s(facts), now)
         return entry.weight_bytes if stored else 0
 
     # -- hits ------------------------------------------------------------------------------------------------------

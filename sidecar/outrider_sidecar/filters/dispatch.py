@@ -231,7 +231,7 @@ class Pool:
             avoid = [*call.tried, *denied]
         if self._several and not call.tried:  # of the first attempt: what is left to a later one says less
             call.compared = balancer.compared()
-        attempt = Attempt(call, endpoint)
+        attempt = Attempt(call, endpoint, now)
         attempt.grant = grant
         if self._per_try_s:
             attempt.timer = self._runtime.wheel.at(now + self._per_try_s, attempt.time_out)

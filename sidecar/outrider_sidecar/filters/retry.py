@@ -115,11 +115,10 @@ def build(agent: Agent, state: AgentState, runtime: Runtime) -> Step:
     retrier = Retrier(agent, state, runtime)
     if not agent.hedge.enabled:
         deposit = state.retry.deposit
-        clock = runtime.clock
 
         def retry(call: Call) -> None:
             call.retrier = retrier
-            deposit(clock())
+            deposit(call.started_at)
 
         return retry
     names = agent.hedge.idempotent_methods

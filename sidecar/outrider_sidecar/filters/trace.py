@@ -18,7 +18,7 @@ from outrider_sidecar.core.span import CLIENT, DETACHED, Admission, Attempt, Det
 from outrider_sidecar.engines.sampler import Sampler
 from outrider_sidecar.engines.series import Series
 from outrider_sidecar.engines.trace_context import build as build_traceparent
-from outrider_sidecar.engines.trace_context import parse, tracestate
+from outrider_sidecar.engines.trace_context import new_ids, new_span_id, parse, tracestate
 
 _CALL_ID: Final = literal(b"x-outrider-call-id", b"0" * 16)[:-16]
 _TRACE_ID: Final = literal(b"x-outrider-trace-id", b"0" * 32)[:-32]
@@ -40,14 +40,14 @@ def build(runtime: Runtime) -> Step:
         values = call.rest.values
         raw = values.get(b"traceparent")
         parent = parse(raw) if raw is not None else None
-        span_id = b"%016x" % (getrandbits(64) or 1)
         if parent is None:
-            trace_id = b"%032x" % (getrandbits(128) or 1)
+            trace_id, span_id = new_ids(getrandbits)
             parent_id = b""
             state = b""
             flags = 1 if always else flags_of(None, trace_id)
         else:
             trace_id, parent_id, flags = parent
+            span_id = new_span_id(getrandbits)
             flags = flags_of(flags, trace_id)
             state = values.get(b"tracestate", b"")
             if state:
@@ -86,7 +86,7 @@ class Recorder:
             state.calls += 1
             if call.status in self._failures:
                 state.failed += 1
-        span = span_of(call, self._clock(), call.snapshot.kind)
+        span = span_of(call, call.ended_at or self._clock(), call.snapshot.kind)
         self._series.record(span)
         for take in self._takers:
             take(span)
@@ -174,11 +174,11 @@ def _generation(call: Call) -> Generation | None:
 def child_ids(call: Call, parent: Call | None, runtime: Runtime) -> None:
     """Give a call that serves others a span of its own, under the first of them; it is recorded when it ends."""
     getrandbits = runtime.rng.getrandbits
-    span_id = b"%016x" % (getrandbits(64) or 1)
+    trace_id, span_id = new_ids(getrandbits)
     if parent is not None and parent.trace[0]:
         trace_id, parent_id, _, state, flags = parent.trace
     else:
-        trace_id, parent_id, state = b"%032x" % (getrandbits(128) or 1), b"", b""
+        parent_id, state = b"", b""
         flags = runtime.sampler.flags(None, trace_id)
     call.trace = (trace_id, span_id, parent_id, state, flags)
     call.done.insert(0, runtime.record)

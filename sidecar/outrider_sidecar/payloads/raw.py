@@ -8,6 +8,8 @@ Deliberately not here: anything about what the bytes mean.
 
 from __future__ import annotations
 
+from typing import Final
+
 from xxhash import xxh3_128_digest
 
 from outrider.policy import Optimization
@@ -22,14 +24,18 @@ from outrider_sidecar.core.payload import (
 )
 from outrider_sidecar.payloads.wire import PREFIX_BYTES
 
+_MAX_HEADS: Final = 1_024
+_MAX_PATH_BYTES: Final = 1_024
+
 
 class RawPayload:
     """The adapter of every method that has no other. `seed` is the process's secret (engines `cache_key`)."""
 
-    __slots__ = ("_seed", "name")
+    __slots__ = ("_heads", "_seed", "name")
 
     def __init__(self, seed: int = 0):
         self._seed = seed
+        self._heads: dict[bytes, bytes] = {}  # by path: what digests of bodies without an encoding begin with
         self.name = "raw"
 
     def request(self, path: bytes, encoding: bytes, body: bytes, policy: Optimization) -> RequestFacts:
@@ -38,8 +44,12 @@ class RawPayload:
             return RequestFacts(False, METHOD_NOT_LISTED)
         if len(body) > MAX_READ_BYTES + PREFIX_BYTES:
             return RequestFacts(False, TOO_LARGE)
-        lengths = b"%d %d " % (len(path), len(encoding))
-        return RequestFacts(True, "", xxh3_128_digest(b"".join((lengths, path, encoding, body)), self._seed))
+        head = self._heads.get(path) if not encoding else None
+        if head is None:
+            head = b"%d %d %b%b" % (len(path), len(encoding), path, encoding)
+            if not encoding and len(self._heads) < _MAX_HEADS and len(path) <= _MAX_PATH_BYTES:
+                self._heads[path] = head
+        return RequestFacts(True, "", xxh3_128_digest(head + body, self._seed))
 
     def reply(self, encoding: bytes, body: bytes) -> ReplyFacts:
         """Complete when the body ends where a message does; a reply without a message is not worth keeping."""

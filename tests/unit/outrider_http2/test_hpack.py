@@ -6,8 +6,6 @@ The comparison with the `hpack` library on any input is in test_hpack_oracle.py.
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from outrider_http2.hpack import Decoder, HeaderListTooLarge, HpackError, literal
 
@@ -308,56 +306,6 @@ def test_generation_rises_with_every_change_and_only_then():
         seen.append(decoder.generation)
         assert (seen[-1] > seen[-2]) == changes, block
     assert seen == sorted(seen)
-
-
-def test_repeated_blocks_are_remembered_within_bounds():
-    decoder = Decoder()
-    assert decoder.decode(b"\x82\x86") is decoder.decode(b"\x82\x86")
-    large = field_block(10, 100)
-    assert decoder.decode(large) == decoder.decode(large)
-    assert large not in decoder._memo
-    for number in range(5000):
-        decoder.decode(literal(b"traceparent", b"%055d" % number))
-        assert decoder._memo_bytes == sum(len(block) + 128 * len(fields) for block, fields in decoder._memo.items())
-        assert decoder._memo_bytes <= 65536
-
-
-PIECES = [
-    INSERT_A,
-    INSERT_B,
-    NEWEST,
-    SECOND,
-    b"\x82",
-    b"\x7e\x01x",
-    b"\x00\x01p\x01q",
-    b"\x40" + b"\x23" + b"n" * 35 + b"\x01v",
-]
-
-
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from([b"", b"", b"", b"\x20", b"\x3f\x59", b"\x3f\x79"]),
-            st.lists(st.sampled_from(PIECES), max_size=4),
-        ),
-        max_size=40,
-    )
-)
-def test_what_is_remembered_is_never_stale(blocks: list[tuple[bytes, list[bytes]]]):
-    remembering, forgetful = Decoder(152), Decoder(152)
-    for update, pieces in blocks:
-        block = update + b"".join(pieces)
-        forgetful._memo.clear()
-        try:
-            expected = forgetful.decode(block)
-        except HpackError:
-            with pytest.raises(HpackError):
-                remembering.decode(block)
-            return
-        assert remembering.decode(block) == expected
-        newest = tuple(entries(forgetful)[:2])
-        assert remembering.decode((NEWEST + SECOND)[: len(newest)]) == newest
-        assert remembering.generation == forgetful.generation
 
 
 def test_literal_is_valid_in_any_block_of_any_connection():

@@ -196,6 +196,23 @@ def test_storing_goes_on_with_the_sweep():
     assert len(cache) == 100
 
 
+@pytest.mark.parametrize("began_at", [1_000_000.0, 500_000.0])
+def test_a_round_of_the_sweep_has_its_pace_by_any_clock(began_at: float):
+    """However much is stored, a round takes ten seconds; a clock that was set back does not stop it."""
+    cache = make_cache("lfu", max_bytes=10**9)
+    for number in range(200):
+        cache.put(make_entry(f"first{number}"), 10.0**7, now=1_000_000.0)
+    for number in range(1_280):
+        cache.put(make_entry(f"old{number}"), 1.0, now=began_at)
+    expired = []
+    for number in range(10_000):  # 20 s
+        cache.put(make_entry(f"new{number % 20}"), 10.0**7, now=began_at + 2.0 + number / 500)
+        expired.append(cache.expired)
+    assert expired[250] < 400
+    assert 500 < expired[2_500] < 1_000
+    assert expired[-1] == 1_280
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("other", STRATEGIES)
 def test_reconfigure_keeps_the_hottest_that_fit(strategy: str, other: str):

@@ -4,7 +4,7 @@ import pytest
 from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 
 from outrider_sidecar.engines.sampler import parse_sampler
-from outrider_sidecar.engines.trace_context import new_trace_id
+from outrider_sidecar.engines.trace_context import new_ids
 
 LOW = b"f" * 16 + b"0" * 15 + b"1"
 HIGH = b"0" * 15 + b"1" + b"f" * 16
@@ -55,7 +55,7 @@ def test_a_parent_based_ratio_asks_the_parent_first():
 def test_the_share_taken_is_the_ratio(ratio: float):
     source = random.Random(3)
     sampler = parse_sampler("TraceIdRatio", str(ratio))
-    taken = sum(sampler.flags(None, new_trace_id(source.getrandbits)) for _ in range(20_000))
+    taken = sum(sampler.flags(None, new_ids(source.getrandbits)[0]) for _ in range(20_000))
     assert taken / 20_000 == pytest.approx(ratio, abs=0.01)
 
 
@@ -64,7 +64,7 @@ def test_agrees_with_the_sdk():
     theirs = TraceIdRatioBased(0.3)
     ours = parse_sampler("traceidratio", "0.3")
     for _ in range(500):
-        trace_id = new_trace_id(source.getrandbits)
+        trace_id = new_ids(source.getrandbits)[0]
         decision = theirs.should_sample(None, int(trace_id, 16), "call").decision
         assert bool(ours.flags(None, trace_id)) == decision.is_sampled()
 

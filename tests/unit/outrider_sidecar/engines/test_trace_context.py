@@ -83,18 +83,18 @@ def test_parse_agrees_with_the_grammar(value: bytes):
 
 @given(st.integers(0, 255), st.randoms(use_true_random=False))
 def test_what_is_built_parses_and_carries_only_known_flags(flags: int, source: random.Random):
-    trace_id = trace_context.new_trace_id(source.getrandbits)
-    span_id = trace_context.new_span_id(source.getrandbits)
+    trace_id, span_id = trace_context.new_ids(source.getrandbits)
     value = trace_context.build(trace_id, span_id, flags)
     assert trace_context.parse(value) == (trace_id, span_id, flags & 3)
 
 
 def test_ids_follow_the_random_source_and_are_never_zero():
     first, second = (random.Random(7).getrandbits for _ in range(2))
-    assert trace_context.new_trace_id(first) == trace_context.new_trace_id(second)
+    assert trace_context.new_ids(first) == trace_context.new_ids(second)
     assert trace_context.new_span_id(first) == trace_context.new_span_id(second)
     assert trace_context.new_span_id(first) != trace_context.new_span_id(first)
-    assert trace_context.new_trace_id(lambda bits: 0) == b"0" * 31 + b"1"
+    assert trace_context.new_ids(first) != trace_context.new_ids(first)
+    assert trace_context.new_ids(lambda bits: 0) == (b"0" * 31 + b"1", b"0" * 15 + b"1")
     assert trace_context.new_span_id(lambda bits: 0) == b"0" * 15 + b"1"
 
 
