@@ -1,8 +1,9 @@
-"""One loop turn's writes: connections with something to say, flushed together."""
+"""One loop turn's writes: connections with something to say, flushed together, and what can wait until they are."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from outrider_http2.compiled import mypyc_attr
 
@@ -21,11 +22,12 @@ class Turn:
     """Collects connections whose output is not empty. `begin`/`end` bracket a burst of input; outside of one the
     flush is left to `call_soon`, so that a timer's or a task's writes leave together too."""
 
-    __slots__ = ("_call_soon", "_deep", "_dirty", "_later")
+    __slots__ = ("_after", "_call_soon", "_deep", "_dirty", "_later")
 
     def __init__(self, call_soon: Callable[[Callable[[], None]], object]):
         self._call_soon = call_soon
         self._dirty: list[Speaker] = []
+        self._after: list[tuple[Callable[[Any], object], Any]] = []
         self._deep = False
         self._later = False
 
@@ -35,6 +37,13 @@ class Turn:
         if not self._deep and not self._later:
             self._later = True
             self._call_soon(self._flush_later)
+
+    def after(self, task: Callable[[Any], object], what: Any) -> None:
+        """Do `task(what)` once this turn's writes have left: nobody waits for it. Outside of a turn: now."""
+        if self._deep:
+            self._after.append((task, what))
+        else:
+            task(what)
 
     def begin(self) -> None:
         self._deep = True
@@ -47,6 +56,16 @@ class Turn:
             for conn in dirty:
                 conn.flush()
             dirty.clear()
+        if self._after:
+            after, self._after = self._after, []
+            broken: Exception | None = None
+            for task, what in after:
+                try:
+                    task(what)
+                except Exception as error:  # noqa: BLE001 - of one call: the others' must be done all the same
+                    broken = error
+            if broken is not None:
+                raise broken
 
     def _flush_later(self) -> None:
         self._later = False

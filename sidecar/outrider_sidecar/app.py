@@ -164,7 +164,7 @@ class Sidecar:
         self.link = self._control.link if self._control is not None else None
         self.access_log = AccessLog(settings.access_log) if settings.access_log else None
         takers = [self.export.add] if self.access_log is None else [self.export.add, self.access_log.add]
-        runtime.record = Recorder(self.series, clock, FAILURES, takers).record
+        runtime.record = Recorder(self.series, clock, FAILURES, takers, self.reactor.turn).record
         self._checks = Checks(runtime, rpc_factory(self.reactor, self._client_tls, server_name))
         self.admin = Admin(SidecarView(self))
         self.listeners: dict[str, Listener] = {}

@@ -32,7 +32,7 @@ class Owner(Protocol):
     """Who started the flight."""
 
     def ended(self, flight: Flight, status: int) -> None:
-        """The reply is whole, or the flight is over without one."""
+        """The reply is whole and has left, or the flight is over without one."""
         ...
 
     def lead(self, call: Call, flight: Flight) -> Flight:
@@ -103,6 +103,7 @@ class Flight(Tap):
         self.last_at = 0.0
         self.tail: Head | None = None
         self.over = False
+        self.status = -1
         self.stall: Any = None
         self.behind: dict[Call, int] = {}  # who held the others up when the stall began, and what they had taken
         self.elections = 0
@@ -240,7 +241,8 @@ class Flight(Tap):
             if self.size > self.max_bytes:
                 self.forget()
             elif size:
-                now = self.leader.runtime.clock()
+                # Of the first chunk the leader has just noted the time.
+                now = self.leader.runtime.clock() if chunks else self.leader.first_byte_at
                 self.gaps_ms.append(int((now - self.last_at) * 1e3))
                 self.last_at = now
                 chunks.append(data)
@@ -313,7 +315,11 @@ class Flight(Tap):
         if self.stall is not None:
             self.stall.cancel()
             self.stall = None
-        self.owner.ended(self, status)
+        self.status = status
+        self.leader.runtime.reactor.turn.after(self._tell, None)  # nobody waits for it
+
+    def _tell(self, _: None) -> None:
+        self.owner.ended(self, self.status)
         if self.held_bytes:
             self.forget()
 

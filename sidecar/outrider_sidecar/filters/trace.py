@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from outrider.policy import LANES
 from outrider_http2.hpack import literal
+from outrider_http2.turn import Turn
 from outrider_sidecar.core.call import NORMAL, Call, Step
 from outrider_sidecar.core.runtime import AgentState, Runtime
 from outrider_sidecar.core.span import CLIENT, DETACHED, Admission, Attempt, Details, Generation, Span
@@ -62,9 +63,12 @@ def build(runtime: Runtime) -> Step:
 
 
 class Recorder:
-    """What becomes of an ended call's facts: one record for everybody. `takers` are given every span."""
+    """What becomes of an ended call's facts: one record for everybody. `takers` are given every span.
 
-    __slots__ = ("_clock", "_failures", "_series", "_takers")
+    It is made once the turn's writes have left: no caller waits for it.
+    """
+
+    __slots__ = ("_clock", "_failures", "_series", "_takers", "_turn")
 
     def __init__(
         self,
@@ -72,21 +76,28 @@ class Recorder:
         clock: Callable[[], float],
         failures: frozenset[int],
         takers: list[Callable[[Span], Any]],
+        turn: Turn,
     ):
         self._series = series
         self._clock = clock
         self._failures = failures  # statuses that are the agent's or the mesh's failure
         self._takers = takers
+        self._turn = turn
 
     def record(self, call: Call) -> None:
         """The call is over."""
+        if not call.ended_at:
+            call.ended_at = self._clock()
+        self._turn.after(self._record, call)
+
+    def _record(self, call: Call) -> None:
         route: Any = call.route
         if route is not None and not call.hop & DETACHED:
             state: AgentState = route.state
             state.calls += 1
             if call.status in self._failures:
                 state.failed += 1
-        span = span_of(call, call.ended_at or self._clock(), call.snapshot.kind)
+        span = span_of(call, call.ended_at, call.snapshot.kind)
         self._series.record(span)
         for take in self._takers:
             take(span)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from outrider_http2.turn import Speaker, Turn
 
 
@@ -57,3 +59,36 @@ def test_who_begins_to_speak_during_the_flush_is_flushed_too() -> None:
     turn.add(Noted("first", log, lambda: turn.add(late)))
     turn.end()
     assert log == ["first", "late"]
+
+
+def test_what_can_wait_is_done_after_the_writes_and_outside_of_a_turn_at_once() -> None:
+    log: list[str] = []
+    turn = Turn(lambda _: None)
+    turn.begin()
+    turn.after(log.append, "later")
+    turn.add(Noted("written", log))
+    turn.after(log.append, "last")
+    assert log == []
+    turn.end()
+    assert log == ["written", "later", "last"]
+    turn.end()
+    assert log == ["written", "later", "last"]
+    turn.after(log.append, "now")
+    assert log[-1] == "now"
+
+
+def test_one_that_fails_does_not_keep_the_others_from_being_done() -> None:
+    log: list[str] = []
+    turn = Turn(lambda _: None)
+
+    def fail(_: str) -> None:
+        raise ValueError("of this one")
+
+    turn.begin()
+    turn.after(fail, "")
+    turn.after(log.append, "done")
+    with pytest.raises(ValueError, match="of this one"):
+        turn.end()
+    assert log == ["done"]
+    turn.end()
+    assert log == ["done"]
