@@ -268,6 +268,7 @@ class Wire:
             pipe = Pipe(reactors[id(peer.turn)], peer, self.loop)
             self.pipes.append(pipe)
             conn.write_out = pipe.write
+            conn.write_parts = lambda parts, pipe=pipe: pipe.write(b"".join(parts))
         for conn in (one, other):
             with turn_of(reactors[id(conn.turn)]):
                 conn.open()

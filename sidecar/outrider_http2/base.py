@@ -52,6 +52,10 @@ class Base(Speaker):
         self.now = now
         self.out: list[bytes] = []
         self.write_out: Callable[[bytes], None] = nowhere
+        self.write_parts: Callable[[list[bytes]], None] = (
+            nowhere  # of what is too much to be copied again
+        )
+        self.bulky = False  # this turn's output is
         self.on_closed: Callable[[Any], None] = nowhere
         self.on_quiet: Callable[[Any], None] = nowhere  # draining and the last stream is gone
         self.peer: Any = None  # whatever the owner wants to remember
@@ -127,7 +131,11 @@ class Base(Speaker):
         out = self.out
         if out:
             self.out = []
-            self.write_out(out[0] if len(out) == 1 else b"".join(out))
+            if self.bulky:
+                self.bulky = False
+                self.write_parts(out)
+            else:
+                self.write_out(out[0] if len(out) == 1 else b"".join(out))
 
     def pause(self) -> None:
         """The socket is full: data waits in the streams' queues."""
@@ -256,7 +264,7 @@ class Base(Speaker):
         if not self.closed:
             self.closed = True
             self.out.clear()
-            self.write_out = nowhere
+            self.write_out = self.write_parts = nowhere
             self._abandon(frames.CANCEL if self.client_side is False else frames.CONNECT_ERROR)
             self.on_closed(self)
 

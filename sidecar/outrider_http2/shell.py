@@ -97,6 +97,7 @@ class Shell(asyncio.Protocol):
         conn = self.conn
         transport.set_write_buffer_limits(high=self._high_water)
         conn.write_out = transport.write
+        conn.write_parts = transport.writelines
         conn.now = clock()
         self.reactor.add(self)
         if self._on_made is not None:
@@ -187,7 +188,9 @@ class Shell(asyncio.Protocol):
             except OSError:  # asyncio's loop: the peer has gone and the loop has not told yet
                 transport.abort()
                 return
-            self.conn.write_out = nowhere  # a peer that goes on talking provokes no more answers
+            self.conn.write_out = self.conn.write_parts = (
+                nowhere  # a peer that goes on talking provokes no more answers
+            )
             if not transport.is_reading():
                 transport.resume_reading()
         else:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from outrider_http2.connection import Connection
 
 
+BULKY_BYTES: Final = 8_192  # a frame so large is not copied once more to leave with others in one piece
 SHUT: Final = -(1 << 40)  # the window of a side that has ended: no credit opens it
 
 
@@ -138,6 +139,8 @@ class Stream(Sink):
             if not conn.out:
                 conn.turn.add(conn)
             conn.out += (pack_head(size << 8, 1 if end else 0, self.id), data)
+            if size >= BULKY_BYTES:
+                conn.bulky = True
             self.send_window -= size
             conn.send_window -= size
             if end:
@@ -226,6 +229,8 @@ class Stream(Sink):
                 conn.turn.add(conn)
             size = len(part)
             conn.out += (pack_head(size << 8, 1 if end else 0, self.id), part)
+            if size >= BULKY_BYTES:
+                conn.bulky = True
             self.send_window -= size
             conn.send_window -= size
             sent += size

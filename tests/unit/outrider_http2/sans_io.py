@@ -91,6 +91,7 @@ class Bench:
     def attach(self, conn: Any) -> None:
         conn.peer = bytearray()
         conn.write_out = conn.peer.extend
+        conn.write_parts = lambda parts: conn.peer.extend(b"".join(parts))
         conn.open()
 
     def call(self, conn: ClientConnection, end: bool = False, notes: Notes | None = None) -> Stream:
