@@ -52,9 +52,7 @@ class Base(Speaker):
         self.now = now
         self.out: list[bytes] = []
         self.write_out: Callable[[bytes], None] = nowhere
-        self.write_parts: Callable[[list[bytes]], None] = (
-            nowhere  # of what is too much to be copied again
-        )
+        self.write_parts: Callable[[list[bytes]], None] = nowhere  # of what is too much to be copied again
         self.bulky = False  # this turn's output is
         self.on_closed: Callable[[Any], None] = nowhere
         self.on_quiet: Callable[[Any], None] = nowhere  # draining and the last stream is gone

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Final
 
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 from outrider.split import PARTS, Split, Variant, ranges_in_force
 from outrider_sidecar.core.treatment import Arm, Treatment
@@ -83,6 +83,17 @@ class Decision:
 NOWHERE: Final = Arm("", Variant(""))  # settled: no variant
 
 
+class Ready:
+    """What units that fall in one range of a split come to, where that one split is all there is."""
+
+    __slots__ = ("arm", "held", "treatment")
+
+    def __init__(self, arm: Arm, held: Held, treatment: Treatment):
+        self.arm = arm
+        self.held = held
+        self.treatment = treatment
+
+
 class _Place:
     """Where the units of one variant are served: `arm` None: nowhere; `kept` is the name that is kept for them."""
 
@@ -98,8 +109,8 @@ class _Plan:
     """One split, prepared."""
 
     __slots__ = (
-        "_fallback", "_hasher", "_layer_seed", "_starts", "_whole", "by_name", "gives", "idle_s", "kind", "layer",
-        "layer_from", "layer_to", "lone", "name", "names", "observed", "overrides", "prefix",
+        "_fallback", "_hasher", "_layer_seed", "_seed", "_starts", "_whole", "by_name", "gives", "idle_s", "kind",
+        "layer", "layer_from", "layer_to", "name", "names", "observed", "overrides", "prefix", "ready",
     )  # fmt: skip
 
     def __init__(self, split: Split, gone: Mapping[str, bool]):
@@ -115,6 +126,7 @@ class _Plan:
         self.overrides = {unit.encode(): name for unit, name in split.overrides.items()}
         self.prefix = f"{split.name}="
         self._hasher: Any = unit_hasher(split)
+        self._seed = _seed64(b"request", split.seed or split.name)
         self.by_name: dict[str, _Place] = {}
         self._fallback = _Place(None, NO_VARIANT, VANISHED)
         arms = [Arm(split.name, variant) for variant in split.variants]
@@ -133,13 +145,24 @@ class _Plan:
         owners = sorted([(start, arm.name) for arm, own in zip(arms, ranges, strict=True) for start, _ in own])
         self._starts = [start for start, _ in owners]
         self.names = [name for _, name in owners]
-        self.lone: list[Arm] = []
-        served = [self.place(name).arm for name in self.names]
-        if self.kind == REQUEST and self.gives and self._whole and not self.overrides and None not in served:
-            self.lone = [arm for arm in served if arm is not None]
+        self.ready: list[Ready] = []
+        if self.gives and self._whole and not self.overrides:
+            self.ready = self._make_ready()
+
+    def _make_ready(self) -> list[Ready]:
+        """By range; empty where something has to be said of those that fall in one of them."""
+        ready: list[Ready] = []
+        for name in self.names:
+            place = self.place(name)
+            if place.arm is None or place.reason == VANISHED:
+                return []
+            ready.append(Ready(place.arm, ((self.name, place.kept),), Treatment((place.arm,))))
+        return ready
 
     def digest(self, unit: bytes) -> bytes:
         """The hash of (seed, unit): the first half places the unit, the whole names it on spans."""
+        if self.kind == REQUEST:  # nobody's secret, and there is one per call
+            return xxh3_128_digest(unit, self._seed)
         hasher = self._hasher.copy()
         hasher.update(unit)
         digest: bytes = hasher.digest()
@@ -248,20 +271,17 @@ class Assigner:
             kept = self._merged(state.kept, held)
         return Decision(treatment, state.units, kept, state.fresh, state.moved, state.missing)
 
-    def of_request(self, request: bytes) -> tuple[Arm, Treatment, str]:
-        """The arm, the treatment and the hash of a request, where `by_request` says that nothing else counts."""
+    def draw(self, unit: bytes) -> tuple[Ready, str]:
+        """What a unit comes to that nothing is known of, and its hash, where `lone_kind` says that nothing else
+        counts."""
         plan = self._plans[0]
-        digest = plan.digest(request)
-        arm = plan.lone[plan.part_of(digest)]
-        treatment = self._interned.get((arm,))
-        if treatment is None:
-            treatment = self._intern((arm,))
-        return arm, treatment, plan.prefix + digest.hex()
+        digest = plan.digest(unit)
+        return plan.ready[plan.part_of(digest)], plan.prefix + digest.hex()
 
     @property
-    def by_request(self) -> bool:
-        """Whether requests alone decide: one split of them, for everybody."""
-        return len(self._plans) == 1 and bool(self._plans[0].lone)
+    def lone_kind(self) -> int:
+        """The kind of unit that alone decides: one split by it, for everybody. -1: it is not as simple as that."""
+        return self._plans[0].kind if len(self._plans) == 1 and self._plans[0].ready else -1
 
     def _decide_given(self, state: _State, known: Mapping[str, str], echo: Mapping[str, str] | None) -> None:
         """The same where something may be settled without a draw: that first, as it takes layers; and what is kept

@@ -45,10 +45,11 @@ class Unit:
 class Sessions:
     """See the module. `wants_saving` is called when something has changed that a disk should know soon."""
 
-    __slots__ = ("_changed", "_units", "evicted", "idle_s", "max_units", "stale_s", "wants_saving")
+    __slots__ = ("_by_key", "_changed", "_units", "evicted", "idle_s", "max_units", "stale_s", "wants_saving")
 
     def __init__(self, max_units: int = MAX_UNITS):
         self._units: OrderedDict[bytes, Unit] = OrderedDict()  # idle longest first
+        self._by_key: dict[bytes, Unit] = self._units  # the same one, by the fast calls of a dict
         self._changed: list[Unit] = []
         self.max_units = max_units
         self.evicted = 0  # ever, for lack of room
@@ -72,14 +73,18 @@ class Sessions:
 
     def get(self, key: bytes) -> Unit | None:
         """The unit, if it holds anything; it goes last among those to be forgotten."""
-        unit = self._units.get(key)
+        unit = self._by_key.get(key)
         if unit is not None:
             self._units.move_to_end(key)
         return unit
 
+    def holds(self, key: bytes) -> bool:
+        """Whether the unit is there."""
+        return key in self._by_key
+
     def known(self, key: bytes, owner: Any, now: float, calm_s: float) -> Unit | None:
         """The unit, which makes a call, if `owner` has worked out what it holds and it was not idle for longer."""
-        unit = self._units.get(key)
+        unit = self._by_key.get(key)
         if unit is None or unit.owner is not owner or now - unit.seen_at > calm_s:
             return None
         self._use(unit, now)
@@ -87,7 +92,7 @@ class Sessions:
 
     def touch(self, key: bytes, now: float) -> None:
         """The unit, if it holds anything, makes a call."""
-        unit = self._units.get(key)
+        unit = self._by_key.get(key)
         if unit is not None:
             self._use(unit, now)
 
@@ -99,12 +104,12 @@ class Sessions:
 
     def put(self, key: bytes, held: Held, now: float) -> Unit:
         """What a unit holds from now on."""
-        unit = self._units.get(key)
+        unit = self._by_key.get(key)
         if unit is None:
-            unit = self._units[key] = Unit(key, held, now)
+            unit = self._by_key[key] = Unit(key, held, now)
             self._note(unit, now)
             self._wake()
-            if len(self._units) > self.max_units:
+            if len(self._by_key) > self.max_units:
                 self._units.popitem(last=False)
                 self.evicted += 1
         else:

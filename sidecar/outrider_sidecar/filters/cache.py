@@ -30,6 +30,7 @@ from outrider_sidecar.payloads import may_be_cached
 MAX_REQUEST_BYTES: Final = 1024 * 1024
 REVALIDATE_S: Final = 60.0  # deadline of a refresh nobody waits for
 _MAX_KNOWN: Final = 1_024
+_MAX_TREATMENTS: Final = 64
 _NAMES: Final = ("hit", "stale", "miss", "coalesced", "bypass")
 VERDICTS: Final = {name: literal(b"x-outrider-cache", name.encode()) for name in _NAMES}
 
@@ -63,7 +64,8 @@ class CacheFilter:
         self._paced = policy.cache_replay == "paced"
         self._adapters: dict[bytes, Payload | None] = {}
         self._parts: dict[Any, tuple[str, str, bytes]] = {}
-        self._plain: dict[Any, bytes] = {}  # scopes of keys by head: no variant, no tag, nothing in the message
+        # Scopes of keys by treatment and head, for messages that say nothing of tags or identity.
+        self._plain: dict[Any, dict[Any, bytes]] = {}
         self._plain_changes = -1  # of the epochs, when they were made
         self._cache: CacheState = _state_for(agent, state, runtime)
 
@@ -160,12 +162,10 @@ class CacheFilter:
     def _key(self, call: Call, facts: RequestFacts) -> bytes:
         head = call.head
         epochs, seed = self._runtime.epochs, self._runtime.seed
-        plain = not (call.treatment is not None or facts.tags or facts.tenant_id or facts.user_id or self._claims)
-        if plain:
-            if epochs.changes != self._plain_changes:
-                self._plain_changes = epochs.changes
-                self._plain.clear()
-            scope = self._plain.get(head)
+        plain: dict[Any, bytes] | None = None
+        if not (facts.tags or facts.tenant_id or facts.user_id or self._claims):
+            plain = self._plain_scopes(call.treatment)
+            scope = plain.get(head)
             if scope is not None:
                 return key_within(scope, facts.digest, seed)
         parts = self._parts.get(head)
@@ -185,9 +185,19 @@ class CacheFilter:
         variant = call.treatment.key if call.treatment is not None else ""
         tenant, user, auth = parts
         scope = key_scope(SCHEMA, self._agent_id, tenant, user, auth, variant, b"", part, len(facts.digest))
-        if plain and len(self._plain) < _MAX_KNOWN:
-            self._plain[head] = scope
+        if plain is not None and len(plain) < _MAX_KNOWN:
+            plain[head] = scope
         return key_within(scope, facts.digest, seed)
+
+    def _plain_scopes(self, treatment: Any) -> dict[Any, bytes]:
+        changes: int = self._runtime.epochs.changes
+        if changes != self._plain_changes or len(self._plain) > _MAX_TREATMENTS:
+            self._plain_changes = changes
+            self._plain.clear()
+        scopes = self._plain.get(treatment)
+        if scopes is None:
+            scopes = self._plain[treatment] = {}
+        return scopes
 
     # -- flights ---------------------------------------------------------------------------------------------------
 

@@ -21,8 +21,8 @@ from outrider.policy import Agent
 from outrider_sidecar.core.call import Call, Step
 from outrider_sidecar.core.payload import TOO_LARGE
 from outrider_sidecar.core.runtime import AgentState, Runtime
-from outrider_sidecar.core.treatment import Treatment
-from outrider_sidecar.engines.assign import Assigner, Decision, parse_echo
+from outrider_sidecar.core.treatment import Arm, Treatment
+from outrider_sidecar.engines.assign import REQUEST, SESSION, Assigner, Decision, parse_echo
 from outrider_sidecar.engines.sessions import Held, Sessions, Unit, key_of
 from outrider_sidecar.payloads import NATIVE_PATHS, request_identity
 
@@ -42,9 +42,13 @@ class VariantCounts:
         self.exceptions: dict[tuple[str, str], int] = {}  # units that did not get their own, by split and reason
         self.unassigned = 0  # calls that did not name the unit of a split
 
+    def count_one(self, arm: Arm) -> None:
+        """A unit was given a variant for the first time."""
+        self.assigned[arm.count_key] = self.assigned.get(arm.count_key, 0) + 1
+
     def count(self, decision: Decision) -> None:
         for arm in decision.fresh or ():
-            self.assigned[arm.count_key] = self.assigned.get(arm.count_key, 0) + 1
+            self.count_one(arm)
         for moved in decision.moved or ():
             key = (moved.split, moved.reason)
             self.exceptions[key] = self.exceptions.get(key, 0) + 1
@@ -61,8 +65,8 @@ class ExperimentFilter:
     """The splits of one agent under one policy."""
 
     __slots__ = (
-        "_assigner", "_by_user", "_calm_s", "_counts", "_memo", "_session_prefix", "_sessions", "_sticky",
-        "_user_prefix",
+        "_assigner", "_by_session", "_by_user", "_calm_s", "_counts", "_memo", "_session_prefix", "_sessions",
+        "_sticky", "_user_prefix",
     )  # fmt: skip
 
     def __init__(self, agent: Agent, assigner: Assigner, counts: VariantCounts, sessions: Sessions):
@@ -73,6 +77,7 @@ class ExperimentFilter:
         self._sticky = assigner.sticky
         self._memo = assigner.sticky and not assigner.per_call
         self._by_user = assigner.by_user
+        self._by_session = assigner.lone_kind == SESSION
         name = agent.agent_id.encode()
         self._session_prefix = name + b"\0s"
         self._user_prefix = name + b"\0u"
@@ -88,6 +93,8 @@ class ExperimentFilter:
                     self._sessions.touch(unit.user_key, call.started_at)
                 _treat(call, unit.treatment, unit.units)
                 return None
+            if self._by_session and self._draw(call, session, key):
+                return None
         user = values.get(b"x-user-id") or call.head.values.get(b"x-user-id", b"")
         if call.head.path in NATIVE_PATHS and (not session or (bool(self._by_user) and not user)):
             if not call.request_ended and call.want_body(MAX_REQUEST_BYTES, self.step):
@@ -95,6 +102,19 @@ class ExperimentFilter:
             session, user = self._named(call, session, user)
         self._assign(call, session, user)
         return None
+
+    def _draw(self, call: Call, session: bytes, key: bytes) -> bool:
+        """Whether the session's first call is assigned by this, the short way: one split, and nothing known of it."""
+        if b"x-outrider-variant" in call.rest.values or self._sessions.holds(key):
+            return False
+        ready, units = self._assigner.draw(session)
+        unit = self._sessions.put(key, ready.held, call.started_at)
+        unit.owner = self
+        unit.treatment = ready.treatment
+        unit.units = units
+        self._counts.count_one(ready.arm)
+        _treat(call, ready.treatment, units)
+        return True
 
     def _named(self, call: Call, session: bytes, user: bytes) -> tuple[bytes, bytes]:
         """Who a native call is from: metadata beats the message."""
@@ -170,10 +190,9 @@ class ExperimentFilter:
 
     def by_request(self, call: Call) -> None:
         """The step where requests alone decide."""
-        arm, treatment, units = self._assigner.of_request(call.trace[1])
-        assigned = self._counts.assigned
-        assigned[arm.count_key] = assigned.get(arm.count_key, 0) + 1
-        _treat(call, treatment, units)
+        ready, units = self._assigner.draw(call.trace[1])
+        self._counts.count_one(ready.arm)
+        _treat(call, ready.treatment, units)
 
 
 def _treat(call: Call, treatment: Treatment | None, units: str) -> None:
@@ -206,4 +225,4 @@ def build(agent: Agent, state: AgentState, runtime: Runtime) -> Step | None:
     counts: VariantCounts = state.variants
     counts.keep(frozenset([split.name for split in splits]))
     experiment = ExperimentFilter(agent, assigner, counts, sessions)
-    return experiment.by_request if assigner.by_request else experiment.step
+    return experiment.by_request if assigner.lone_kind == REQUEST else experiment.step

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outrider.split import PARTS, Split, Variant, ranges_of, reallocated
-from outrider_sidecar.engines.assign import ABORTED, VANISHED, Assigner, Decision, parse_echo
+from outrider_sidecar.engines.assign import ABORTED, KINDS, VANISHED, Assigner, Decision, parse_echo
 
 HALVES = (Variant("A", 0.5), Variant("B", 0.5))
 X = Split("x", "a", HALVES)
@@ -377,3 +377,37 @@ def test_overrides_stand_above_everything_and_are_not_counted() -> None:
 def test_an_override_of_an_aborted_variant_goes_where_the_others_go() -> None:
     variants = (HALVES[0], replace(HALVES[1], aborted=True))
     assert of(assigner(replace(X, variants=variants, overrides={"s": "B"})), "s") == "x=A"
+
+
+@pytest.mark.parametrize("kind", ["session", "user", "request"])
+@given(
+    st.lists(st.floats(0.01, 1.0), min_size=1, max_size=5),
+    st.integers(0, 4),
+    st.lists(st.binary(min_size=1, max_size=80), min_size=1, max_size=20),
+)
+def test_the_short_way_comes_to_the_same(kind: str, weights: list[float], aborted: int, units: list[bytes]) -> None:
+    total = sum(weights)
+    variants = tuple(Variant(f"v{at}", weight / total, aborted=0 < at == aborted) for at, weight in enumerate(weights))
+    one = assigner(Split("x", "a", variants, unit=kind, seed="s"))
+    assert one.lone_kind == KINDS[kind]
+    for unit in units:
+        names = {"session": b"", "user": b"", "request": b"r", kind: unit}
+        decision = one.decide(names["session"], names["user"], names["request"])
+        ready, text_of_unit = one.draw(unit)
+        assert decision.treatment is not None
+        assert ready.treatment.variant == decision.treatment.variant
+        assert ready.treatment.key == decision.treatment.key
+        assert text_of_unit == decision.units
+        assert decision.fresh == [ready.arm]
+        assert ready.held == decision.held or (kind == "request" and not decision.held)
+
+
+def test_it_is_not_as_simple_where_more_decides() -> None:
+    labelled = (Variant("A", 0.5), Variant("B", 0.5, labels={"version": "v2"}))
+    for one in (
+        assigner(X, replace(X, name="y")),
+        assigner(replace(X, overrides={"tester": "B"})),
+        assigner(replace(X, layer="l", layer_to=PARTS // 2)),
+        assigner(Split("x", "a", labelled), endpoints=[{"version": "v1"}]),
+    ):
+        assert one.lone_kind == -1
