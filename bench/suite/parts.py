@@ -42,8 +42,16 @@ def _print(figures: Figures) -> None:
         print(f"  {'PASS' if one['is_met'] else 'MISS'}  {one['what']}: {one['found']}", flush=True)
 
 
-def verdicts(experiment: Figures) -> list[Verdict]:
-    """What the lists of the sections do not hold: the cost of a call's assignment where its session is known."""
-    cases = experiment["cost"]["cases"] if experiment else {}
-    known = cases.get("one split, sessions that are known", {}).get("ratios", [])
-    return [Verdict("CPU of a call with an assignment, of one without", 1.05, known)]
+_JUDGED = {"known": "one split, sessions that are known", "by request": "one split by request"}
+
+
+def verdicts(experiment: Figures, call_us: float) -> list[Verdict]:
+    """What the lists of the sections do not hold: what an assignment adds, of the CPU of a whole call (`call_us`, from
+    the same run, sockets included; 0: not measured)."""
+    cases = experiment["cost"]["cases"] if experiment and call_us else {}
+    found = []
+    for name, case in _JUDGED.items():
+        one = cases.get(case, {"ratios": [], "without_us": 0.0})
+        shares = [100 * (ratio - 1) * one["without_us"] / call_us for ratio in one["ratios"]]
+        found.append(Verdict(f"what an assignment adds to a call's CPU, {name}", 5.0, shares, "%"))
+    return found

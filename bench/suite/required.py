@@ -31,6 +31,10 @@ class Results:
         """Of two targets, per round; empty where one was not measured."""
         return self.cases[case].ratios(target, base, figure) if case in self.cases else []
 
+    def cpu_us(self, case: str, target: str) -> float:
+        """CPU of one call, the median of its rounds; 0 where it was not measured."""
+        return self.cases[case].median(target, "cpu_us") if case in self.cases else 0.0
+
     def added_ratio(self, p90: bool) -> list[float]:
         """(low, median, high) of what the sidecar adds to a call over what bare Envoy adds."""
         return self.added.ratio("sidecar", "envoy bare", p90) if self.added else []
@@ -69,5 +73,5 @@ def verdicts(results: Results, soak_calls: int) -> list[Verdict]:
         Verdict("HPACK decode, Go-style, unique traceparent, of hpack", 0.25, hpack),
         *control.verdicts(results.control),
         *admission.verdicts(results.admission),
-        *parts.verdicts(results.experiment),
+        *parts.verdicts(results.experiment, results.cpu_us(one, "sidecar")),
     ]
