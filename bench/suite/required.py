@@ -33,7 +33,7 @@ class Results:
 
     def cpu_us(self, case: str, target: str) -> float:
         """CPU of one call, the median of its rounds; 0 where it was not measured."""
-        return self.cases[case].median(target, "cpu_us") if case in self.cases else 0.0
+        return self.cases[case].median(target, "cpu_us") if self.ratio(case, target, target) else 0.0
 
     def added_ratio(self, p90: bool) -> list[float]:
         """(low, median, high) of what the sidecar adds to a call over what bare Envoy adds."""

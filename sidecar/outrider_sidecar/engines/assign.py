@@ -160,7 +160,7 @@ class _Plan:
         return ready
 
     def digest(self, unit: bytes) -> bytes:
-        """The hash of (seed, unit): the first half places the unit, the whole names it on spans."""
+        """The hash of (seed, unit): its first 40 bits place the unit, the whole names it on spans."""
         if self.kind == REQUEST:  # nobody's secret, and there is one per call
             return xxh3_128_digest(unit, self._seed)
         hasher = self._hasher.copy()
@@ -177,7 +177,9 @@ class _Plan:
 
     def part_of(self, digest: bytes) -> int:
         """Index of the range that the unit falls in."""
-        return bisect_right(self._starts, int.from_bytes(digest[:8], "big") * PARTS >> 64) - 1
+        # As much as a machine word holds after the product: half the time of more, and even to one in a million.
+        place = digest[0] << 32 | digest[1] << 24 | digest[2] << 16 | digest[3] << 8 | digest[4]
+        return bisect_right(self._starts, place * PARTS >> 40) - 1
 
     def place(self, name: str) -> _Place:
         return self.by_name.get(name, self._fallback)
