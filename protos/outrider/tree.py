@@ -9,7 +9,6 @@ Deliberately not here: what values mean (`policy_parse`), reading files.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import math
 import types
@@ -118,6 +117,8 @@ def scalar(kind: type, value: Any, path: str) -> Any:
 
 def nearest(name: str, names: Sequence[str]) -> str:
     """Half a sentence for people: the name they may have meant, else all names there are."""
+    import difflib  # only here, where something is wrong
+
     close = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names) or 'none'}"
 

@@ -31,6 +31,8 @@ MAX_REQUEST_BYTES: Final = 1024 * 1024
 REVALIDATE_S: Final = 60.0  # deadline of a refresh nobody waits for
 _MAX_KNOWN: Final = 1_024
 _MAX_TREATMENTS: Final = 64
+_NO_GAPS: Final[tuple[int, ...]] = ()
+_NO_TOKENS: Final = (0, 0)
 _NAMES: Final = ("hit", "stale", "miss", "coalesced", "bypass")
 VERDICTS: Final = {name: literal(b"x-outrider-cache", name.encode()) for name in _NAMES}
 
@@ -232,7 +234,8 @@ class CacheFilter:
                 encoding = flight.head.values.get(b"grpc-encoding", b"")
                 reply = adapter.reply(encoding, b"".join(flight.chunks))
             if not why_not_stored(facts, reply):
-                weight = self._store(flight, facts, (reply.input_tokens, reply.output_tokens), now)
+                tokens = (reply.input_tokens, reply.output_tokens)
+                weight = self._store(flight, facts, tokens if any(tokens) else _NO_TOKENS, now)
         if self._cache.ghosts is not None:
             self._cache.ghosts.record(flight.key, weight, False, now, self._ttl_s(facts))
 
@@ -251,7 +254,7 @@ class CacheFilter:
             tuple(flight.chunks),
             tail,
             head_bytes=0,  # heads are interned: one object for all replies alike
-            gaps_ms=tuple(flight.gaps_ms),
+            gaps_ms=tuple(flight.gaps_ms) if len(flight.gaps_ms) > 1 else _NO_GAPS,  # one chunk: nothing to pace
             tier=facts.tier,
             tags=facts.tags,
             tokens=tokens,

@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import socket
+import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -251,3 +252,11 @@ async def test_a_call_that_outlives_the_grace_is_told_why(tmp_path: Path) -> Non
             assert "shutting down" in reply.text
             await ends
             assert not sidecar.runtime.calls
+
+
+def test_an_instance_has_a_uuid_of_its_own():
+    ids = {app._new_id() for _ in range(200)}
+    assert len(ids) == 200
+    for one in ids:
+        parsed = uuid.UUID(one)
+        assert (str(parsed), parsed.version, parsed.variant) == (one, 4, uuid.RFC_4122)
