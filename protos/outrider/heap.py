@@ -39,8 +39,7 @@ class Trimmer:
         if self._trim is None or began < self._due:
             return
         self._trim(0)
-        ended = self._clock()
-        self._due = ended + max(_EVERY_S, (ended - began) * _TIMES)
+        self._due = began + max(_EVERY_S, (self._clock() - began) * _TIMES)
 
 
 def malloc_trim() -> Callable[[int], Any] | None:
