@@ -195,6 +195,18 @@ class Base(Speaker):
             blocks[head] = block
         return block
 
+    def remember(self, known: dict[bytes, tuple[Head, Rest]], block: bytes, parsed: tuple[Head, Rest]) -> None:
+        """Keep what a block was found to be, but for a while where hardly any is met again."""
+        if self.unparsed:
+            self.unparsed -= 1
+        elif len(block) <= KNOWN_BLOCK_BYTES:
+            if len(known) >= KNOWN_BLOCKS:
+                known.clear()
+                if self.parsed_hits < KNOWN_BLOCKS:
+                    self.unparsed = UNKNOWN_BLOCKS
+                self.parsed_hits = 0
+            known[block] = parsed
+
     def resize_encoder(self, table_bytes: int) -> None:
         """The peer's SETTINGS_HEADER_TABLE_SIZE."""
         self.encoder.resize(table_bytes)

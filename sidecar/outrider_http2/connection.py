@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Final
 
 from outrider_http2 import frames
-from outrider_http2.base import KNOWN_BLOCK_BYTES, KNOWN_BLOCKS, UNKNOWN_BLOCKS, Base, Fault
+from outrider_http2.base import Base, Fault
 from outrider_http2.fields import FieldError
 from outrider_http2.frames import unpack_head
 from outrider_http2.head import Head, Rest
@@ -231,16 +231,8 @@ class Connection(Base):
             found = heads.trailers(fields)
         else:
             found = heads.response(fields) if self.client_side else heads.request(fields)
-        if decoder.generation == self.parsed_at and len(block) <= KNOWN_BLOCK_BYTES:
-            if self.unparsed:
-                self.unparsed -= 1
-                return found
-            if len(known) >= KNOWN_BLOCKS:
-                known.clear()
-                if self.parsed_hits < KNOWN_BLOCKS:
-                    self.unparsed = UNKNOWN_BLOCKS
-                self.parsed_hits = 0
-            known[block] = found
+        if decoder.generation == self.parsed_at:
+            self.remember(known, block, found)
         return found
 
     def parse_stray(self, block: bytes) -> None:

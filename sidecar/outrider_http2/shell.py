@@ -188,9 +188,8 @@ class Shell(asyncio.Protocol):
             except OSError:  # asyncio's loop: the peer has gone and the loop has not told yet
                 transport.abort()
                 return
-            self.conn.write_out = self.conn.write_parts = (
-                nowhere  # a peer that goes on talking provokes no more answers
-            )
+            # A peer that goes on talking provokes no more answers.
+            self.conn.write_out = self.conn.write_parts = nowhere
             if not transport.is_reading():
                 transport.resume_reading()
         else:

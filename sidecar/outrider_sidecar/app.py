@@ -45,6 +45,7 @@ from outrider_sidecar.edge.parts import (
     exporters,
     feedback,
     named,
+    new_instance_id,
     node_name,
     rpc_factory,
     stamp,
@@ -135,7 +136,7 @@ class Sidecar:
         )
         self.series = Series()
         # The epoch of the spans' batch numbers as well: one per process, whatever the environment calls the service.
-        instance_id = _new_id()
+        instance_id = new_instance_id(os.urandom(16))
         plane = control_plane(settings, self._client_tls)
         control = self._control_rpc = control_rpc(plane, self.reactor) if plane is not None else None
         self.export, self._export_rpcs = exporters(settings, self.reactor, self._client_tls, control, instance_id)
@@ -392,13 +393,6 @@ class Sidecar:
                 state.pool.close()
         await self.admin.close()
         await self.reactor.close()
-
-
-def _new_id() -> str:
-    """A random UUID (RFC 9562, version 4). Not by `uuid`, whose import costs a process more than all its ids."""
-    value = int.from_bytes(os.urandom(16), "big") & ~(0xF << 76 | 0x3 << 62) | 0x4 << 76 | 0x2 << 62
-    digits = f"{value:032x}"
-    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
 async def serve(settings: config.Settings) -> int:

@@ -25,6 +25,7 @@ from typing import Any, Final
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 from outrider.split import PARTS, Split, Variant, ranges_in_force
+from outrider_sidecar.core.assigned import Decision, Held, Moved, Ready
 from outrider_sidecar.core.treatment import Arm, Treatment
 
 SESSION: Final = 0
@@ -36,8 +37,6 @@ ABORTED: Final = "aborted"
 VANISHED: Final = "vanished"
 NO_VARIANT: Final = ""  # kept for a live session that is outside a split
 
-Held = tuple[tuple[str, str], ...]  # (split, variant) in the order of the splits
-
 _DIGEST_BYTES: Final = 16
 _MAX_KEY_BYTES: Final = 64  # of blake2b
 _MAX_FOREIGN: Final = 32  # pairs of splits that are not in force at present, of one unit
@@ -46,52 +45,7 @@ _MAX_ECHO_BYTES: Final = 8_192
 _DEFAULT_IDLE_S: Final = 86_400.0
 
 
-class Moved:
-    """One exception: a unit does not get the variant that is its own."""
-
-    __slots__ = ("reason", "split", "to", "variant")
-
-    def __init__(self, split: str, reason: str, variant: str, to: str):
-        self.split = split
-        self.reason = reason
-        self.variant = variant
-        self.to = to  # empty: no variant
-
-
-class Decision:
-    """What became of one call. `held` is to be kept for its unit; `fresh` are the arms given for the first time."""
-
-    __slots__ = ("fresh", "held", "missing", "moved", "treatment", "units")
-
-    def __init__(
-        self,
-        treatment: Treatment | None,
-        units: str,
-        held: Held,
-        fresh: list[Arm] | None,
-        moved: list[Moved] | None,
-        missing: str,
-    ):
-        self.treatment = treatment
-        self.units = units
-        self.held = held
-        self.fresh = fresh
-        self.moved = moved
-        self.missing = missing  # the kind of unit that the call does not name; empty: none is missing
-
-
 NOWHERE: Final = Arm("", Variant(""))  # settled: no variant
-
-
-class Ready:
-    """What units that fall in one range of a split come to, where that one split is all there is."""
-
-    __slots__ = ("arm", "held", "treatment")
-
-    def __init__(self, arm: Arm, held: Held, treatment: Treatment):
-        self.arm = arm
-        self.held = held
-        self.treatment = treatment
 
 
 class _Place:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import socket
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -17,6 +18,7 @@ import pytest
 
 from outrider_sidecar import app, config
 from outrider_sidecar.core import errors
+from outrider_sidecar.edge.parts import new_instance_id
 from outrider_sidecar.edge.rpc import Rpc, RpcReply
 
 BASE = """
@@ -255,7 +257,7 @@ async def test_a_call_that_outlives_the_grace_is_told_why(tmp_path: Path) -> Non
 
 
 def test_an_instance_has_a_uuid_of_its_own():
-    ids = {app._new_id() for _ in range(200)}
+    ids = {new_instance_id(os.urandom(16)) for _ in range(200)}
     assert len(ids) == 200
     for one in ids:
         parsed = uuid.UUID(one)
