@@ -8,10 +8,11 @@ Deliberately not here: protobuf (an item is anything with the fields of `outride
 
 from __future__ import annotations
 
-import hashlib
 import math
 import struct
 from typing import Any, Final
+
+from outrider.digest import blake2b
 
 MAX_ITEMS: Final = 1_000  # of one request
 MAX_ID_CHARS: Final = 128
@@ -96,7 +97,7 @@ def made_id(item: Any) -> str:
     """The id of an item: its own, else one made of all its other fields."""
     if item.feedback_id:
         return item.feedback_id
-    digest = hashlib.blake2b(digest_size=_ID_BYTES, person=b"outrider-feedbk")
+    digest = blake2b(digest_size=_ID_BYTES, person=b"outrider-feedbk")
     _add(digest, item.call_id.lower(), item.trace_id.lower(), item.agent_id)
     _add(digest, struct.pack("<d", item.rating).hex() if item.HasField("rating") else "")
     _add(digest, item.correction, item.complaint, str(len(item.labels)), *item.labels)

@@ -18,11 +18,11 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from outrider import __version__, heap
+from outrider.digest import blake2b
 from outrider.policy import Policy
 from outrider_http2.limits import Limits
 from outrider_http2.shell import Reactor, clock

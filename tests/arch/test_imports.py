@@ -12,7 +12,7 @@ from tests.arch.source import OURS, ROOT, SOURCE_ROOTS, Module, inside, modules
 SIDECAR = "outrider_sidecar"
 CONTROL = "outrider_control"
 PARTS = ("core", "state", "publish", "intake")  # of the control plane, below its services
-CONTRACT = ("outrider.policy", "outrider.split", "outrider.address", "outrider.feedback_check")
+CONTRACT = ("outrider.policy", "outrider.split", "outrider.address", "outrider.digest", "outrider.feedback_check")
 READING = tuple(f"outrider.{name}" for name in ("policy_parse", "tree", "defaults", "settings", "yaml_file"))
 
 # From the bottom up: a layer imports itself and what stands before it, never what stands after it.
@@ -107,6 +107,7 @@ LIBRARIES = {  # of others, beside the standard library; a part that is not name
     "outrider.policy": (),
     "outrider.split": (),
     "outrider.split_parse": (),
+    "outrider.digest": (),
     "outrider.feedback_check": (),
     "outrider.policy_parse": (),
     "outrider.tree": (),

@@ -15,9 +15,9 @@ Deliberately not here: deciding (`conversation`), originals of lossy blocks (`or
 from __future__ import annotations
 
 from collections import OrderedDict
-from hashlib import blake2b
 from typing import Final, NamedTuple
 
+from outrider.digest import blake2b
 from outrider_sidecar.compress.block import Result
 
 IDLE_S: Final = 7_200.0  # providers keep a prefix for an hour at most

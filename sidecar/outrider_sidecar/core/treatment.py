@@ -10,8 +10,8 @@ Deliberately not here: who gets which variant (`engines.assign`), the changes th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from hashlib import blake2b
 
+from outrider.digest import blake2b
 from outrider.split import Variant
 from outrider_http2.hpack import literal
 

@@ -19,11 +19,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from hashlib import blake2b
 from typing import Any, Final
 
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
+from outrider.digest import blake2b
 from outrider.split import PARTS, Split, Variant, ranges_in_force
 from outrider_sidecar.core.assigned import Decision, Held, Moved, Ready
 from outrider_sidecar.core.treatment import Arm, Treatment

@@ -10,11 +10,12 @@ Deliberately not here: what of a message belongs into its digest (payload adapte
 from __future__ import annotations
 
 from collections.abc import Mapping
-from hashlib import blake2b
 from struct import Struct
 from typing import Final
 
 from xxhash import xxh3_128_digest
+
+from outrider.digest import blake2b
 
 SCHEMA: Final = b"outrider-1"  # of keys and of what is stored under them: a change orphans all that is older
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from hashlib import blake2b
 from typing import Any, Final
+
+from outrider.digest import blake2b
 
 MAX_UNITS: Final = 200_000
 _MAX_KEY_BYTES: Final = 96  # longer ones are hashed: callers choose the length of their ids

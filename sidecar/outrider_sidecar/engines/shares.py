@@ -17,8 +17,9 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Iterable
-from hashlib import blake2b
 from typing import Any, Final, NamedTuple
+
+from outrider.digest import blake2b
 
 IDLE_S: Final = 60.0
 MAX_HELD: Final = 20_000

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from hashlib import blake2b
 from typing import Any, Final
 
+from outrider.digest import blake2b
 from outrider.policy import Agent
 from outrider_http2.hpack import literal
 from outrider_sidecar.core.call import Call, Step
