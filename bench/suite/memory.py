@@ -19,7 +19,6 @@ from bench.suite.targets import SETTLE_S, Bed, Target, raw_load, start_sink
 
 MB = 1024 * 1024
 BIG_CACHE_BYTES, QUICK_CACHE_BYTES = 64 * MB, 24 * MB
-SOAK_CONNECTIONS = 8
 GROWTH_MB = 2.0  # noise of the allocator; a leak of 10 bytes a call would show as 4 MB
 
 
@@ -111,9 +110,7 @@ def soak(bed: Bed, calls: int, memory: Memory) -> None:
     print(f"\nsoak: {calls} calls of 1 KB, 4 % errors, 6 % cancelled")
     rss: list[float] = []
     for part in range(parts):
-        # Several connections: cancelling this fast, one alone looks like a rapid-reset attack and is cut off.
-        arguments = ("--size=1024", "--mixed", f"--connections={SOAK_CONNECTIONS}")
-        result = raw_load(bed, target, calls // parts, 32, *arguments, seed=1000 + part)
+        result = raw_load(bed, target, calls // parts, 32, "--size=1024", "--mixed", seed=1000 + part)
         time.sleep(SETTLE_S)
         rss.append(machine.rss_bytes(running.pid) / MB)
         print(

@@ -62,7 +62,7 @@ class Base(Speaker):
         self.blocked: dict[Stream, None] = {}  # bytes wait, and not for the stream's own window
         self.recent = [0] * RECENT  # a ring of stream ids that ended on both sides
         self._recent_at = 0
-        self.resets: dict[int, None] = {}  # stream ids we have reset lately
+        self.resets: dict[int, int] = {}  # streams we have reset lately: DATA octets the peer may have sent before it knew
         self.last_peer_id = 0
         self.paused = False
         self.closed = False
@@ -93,8 +93,9 @@ class Base(Speaker):
         self.peer_max_streams = frames.MAX_WINDOW
         self.max_send_frame = frames.DEFAULT_FRAME
         # Guards and timers.
-        self.control_bucket = Bucket(limits.control_burst, limits.control_per_s, now)
-        self.reset_bucket = Bucket(limits.reset_burst, limits.reset_per_s, now)
+        self.control_bucket = Bucket(limits.control_burst, limits.control_per_s, now, limits.control_per_stream)
+        self.reset_bucket = Bucket(limits.reset_burst, limits.reset_per_s, now, limits.reset_per_stream)
+        self.ended_well = 0  # streams, but for those that count as resets
         self._stalled_control = 0
         self.opened_at = now
         self.received_at = now
@@ -230,15 +231,16 @@ class Base(Speaker):
         at = self._recent_at
         self.recent[at] = stream_id
         self._recent_at = at + 1 if at + 1 < RECENT else 0
+        self.ended_well += 1
         if not streams:
             self.idle_at = self.now
             if self.draining:
                 self.on_quiet(self)
 
-    def mark_reset(self, stream_id: int) -> None:
-        """Frames still on their way for a stream we have reset are ignored, not answered."""
+    def mark_reset(self, stream_id: int, window: int) -> None:
+        """Frames still on their way for a stream we have reset are ignored, not answered: DATA up to its window."""
         resets = self.resets
-        resets[stream_id] = None
+        resets[stream_id] = window
         if len(resets) > 1_000:
             del resets[next(iter(resets))]
 
@@ -248,11 +250,13 @@ class Base(Speaker):
         stream.reset(code)
         if handler is not None:
             handler.on_reset(stream, code, True)
-        self.take_reset()
+        if not self.client_side:  # what is ours to open is ours to limit
+            self.take_reset()
 
     def take_reset(self) -> None:
-        """Count a stream that ended by a reset, ours or the peer's."""
-        if not self.reset_bucket.take(self.now):
+        """Count a stream of the peer's that ended by a reset, ours or the peer's."""
+        self.ended_well -= 1
+        if not self.reset_bucket.take(self.now, 1, self.ended_well):
             raise Fault(frames.ENHANCE_YOUR_CALM, "too many resets")
 
     # -- the end ---------------------------------------------------------------------------------------------------

@@ -108,7 +108,7 @@ class Connection(Base):
 
     def take_control(self, what: str, count: int = 1) -> None:
         """Count a frame that costs us work and moves nothing; one that costs much counts as many."""
-        if not self.control_bucket.take(self.now, count):
+        if not self.control_bucket.take(self.now, count, self.ended_well):
             raise Fault(frames.ENHANCE_YOUR_CALM, f"too many {what} frames")
 
     def _stream_error(self, stream_id: int, code: int) -> None:
@@ -117,7 +117,7 @@ class Connection(Base):
             self.reject(stream, code)
         else:
             self.write_control(frames.rst_stream(stream_id, code))
-            self.mark_reset(stream_id)
+            self.mark_reset(stream_id, self.stream_window)
             self.take_reset()
 
     # -- DATA ------------------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ class Connection(Base):
             at, stop = _unpad(data, at, stop)
         stream = self.streams.get(stream_id)
         if stream is None:
-            self._on_stray(stream_id, "DATA")
+            self._on_stray(stream_id, "DATA", length)
             return
         end = flags & 1 == 1
         size = stop - at
@@ -170,14 +170,17 @@ class Connection(Base):
         if handler is not None:
             handler.on_data(stream, data[at:stop], end)
 
-    def _on_stray(self, stream_id: int, what: str) -> None:
-        """A frame on a stream that is not there."""
+    def _on_stray(self, stream_id: int, what: str, size: int = 0) -> None:
+        """A frame on a stream that is not there; `size` is what it takes of the stream's window."""
         if stream_id == 0 or self.is_idle(stream_id):
             raise Fault(frames.PROTOCOL_ERROR, f"{what} on stream {stream_id}, which is not open")
-        if stream_id in self.resets:
-            self.take_control(f"late {what}")  # sent before our reset arrived
-        else:
+        window = self.resets.get(stream_id)
+        if window is None:
             self._stream_error(stream_id, frames.STREAM_CLOSED)
+        elif 0 < size <= window:  # sent before our reset arrived
+            self.resets[stream_id] = window - size
+        else:
+            self.take_control(f"late {what}")
 
     # -- header blocks ---------------------------------------------------------------------------------------------
 
@@ -287,7 +290,8 @@ class Connection(Base):
         self.forget(stream)
         if handler is not None:
             handler.on_reset(stream, code, code != frames.REFUSED_STREAM)
-        self.take_reset()
+        if not self.client_side:
+            self.take_reset()
 
     def _on_settings(self, flags: int, stream_id: int, data: bytes, at: int, stop: int) -> int:
         if stream_id:

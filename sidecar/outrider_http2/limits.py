@@ -18,8 +18,10 @@ class Limits:
     max_settings: int = 32  # values in one SETTINGS frame
     control_burst: int = 10_000  # SETTINGS, PING, PRIORITY, empty DATA, WINDOW_UPDATE for more, unknown, useless frames
     control_per_s: float = 1_000.0
+    control_per_stream: float = 4.0  # more for each stream that ended well: head, data, tail, credit may come late
     reset_burst: int = 2_000  # streams the peer resets: a fan-out may cancel many at once
     reset_per_s: float = 1_000.0
+    reset_per_stream: float = 1.0  # more for each stream that ended well: half of a busy peer's calls may be cancelled
     stalled_control_frames: int = 5_000  # answers owed to a peer that does not read
     preface_timeout_s: float = 10.0
     settings_timeout_s: float = 10.0
@@ -33,20 +35,29 @@ class Limits:
 
 
 class Bucket:
-    """A token bucket; `take` is False when the peer has used up its burst."""
+    """A token bucket; `take` is False when the peer has used up its burst.
 
-    __slots__ = ("_at", "_burst", "_left", "_per_s")
+    It fills by time and by what the peer did well: `done` is how much of that there was, ever.
+    """
 
-    def __init__(self, burst: int, per_s: float, now: float):
+    __slots__ = ("_at", "_burst", "_done", "_left", "_per_done", "_per_s")
+
+    def __init__(self, burst: int, per_s: float, now: float, per_done: float = 0.0):
         self._burst = float(burst)
         self._per_s = per_s
+        self._per_done = per_done
         self._left = float(burst)
         self._at = now
+        self._done = 0
 
-    def take(self, now: float, count: int = 1) -> bool:
+    def take(self, now: float, count: int = 1, done: int = 0) -> bool:
         left = self._left - count
         if left < 0.0:
-            self._left = min(self._burst, self._left + (now - self._at) * self._per_s)
+            earned = (now - self._at) * self._per_s
+            if done > self._done:
+                earned += (done - self._done) * self._per_done
+                self._done = done
+            self._left = min(self._burst, self._left + earned)
             self._at = now
             left = self._left - count
             if left < 0.0:

@@ -179,7 +179,7 @@ class Stream(Sink):
         if conn.streams.get(self.id) is self:
             self.handler = None  # should this very frame be one too many and end the connection
             conn.write_control(frames.rst_stream(self.id, code))
-            conn.mark_reset(self.id)
+            conn.mark_reset(self.id, self.recv_window)
             conn.forget(self)
 
     def _close_local(self) -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from outrider_http2 import frames
 from outrider_http2.client import ClientConnection
 from outrider_http2.head import Head
+from outrider_http2.limits import Limits
 from outrider_http2.stream import Stream
 from tests.conformance.http2 import wire
 from tests.unit.outrider_http2.sans_io import Bench, Notes
@@ -139,3 +140,48 @@ def test_requests_larger_than_a_frame_of_headers() -> None:
     server.receive(bench.take(conn))
     assert other.notes[1].head == fields
     assert other.notes[1].ends == 1
+
+
+def replied(w: wire.Wire, stream_id: int, body: bytes = b"late") -> bytes:
+    return w.response(stream_id) + wire.data(stream_id, body) + w.tail(stream_id)
+
+
+def test_cancelling_many_calls_costs_the_others_nothing() -> None:
+    """Replies that were on their way when their calls were cancelled are no fault of the peer's, at any rate."""
+    bench = Bench(Limits(control_burst=20, control_per_s=0.0, reset_burst=5, reset_per_s=0.0))
+    conn = ready(bench)
+    w = wire.Wire()
+    for n in range(2_000):
+        cancelled = bench.call(conn, end=True)
+        if n % 10:
+            cancelled.reset(frames.CANCEL)
+        conn.receive(replied(w, cancelled.id))
+        assert conn.failed is None
+        assert bench.notes[cancelled.id].ends == (0 if n % 10 else 1)
+    bench.take(conn)
+
+
+def test_a_peer_may_refuse_all_it_is_asked() -> None:
+    """How many streams there are to reset is ours to say."""
+    bench = Bench(Limits(reset_burst=5, reset_per_s=0.0))
+    conn = ready(bench)
+    for _ in range(2_000):
+        stream = bench.call(conn, end=True)
+        conn.receive(wire.rst(stream.id, frames.REFUSED_STREAM))
+        assert bench.notes[stream.id].resets == [(frames.REFUSED_STREAM, False)]
+    assert conn.failed is None
+
+
+def test_late_data_is_taken_up_to_the_window() -> None:
+    """What the window held may be on its way when a stream is reset, in pieces of any size; more than that may not."""
+    limits = Limits(control_burst=3, control_per_s=0.0, stream_window_bytes=70_000, connection_window_bytes=1 << 20)
+    bench = Bench(limits)
+    conn = ready(bench)
+    stream = bench.call(conn, end=True)
+    conn.receive(wire.Wire().response(stream.id))
+    stream.reset(frames.CANCEL)
+    bench.feed(conn, wire.data(stream.id, b"x" * 100) * 700)
+    assert conn.failed is None
+    bench.feed(conn, wire.data(stream.id, b"x") * 40)
+    assert conn.failed is not None
+    assert conn.failed.code == frames.ENHANCE_YOUR_CALM

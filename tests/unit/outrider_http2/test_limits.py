@@ -41,3 +41,22 @@ def test_saving_up_ends_at_the_burst(idle_s: float) -> None:
     for _ in range(5):
         bucket.take(0.0)
     assert [bucket.take(idle_s) for _ in range(7)] == [True] * 5 + [False] * 2
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.integers(-3, 5)), max_size=200))
+def test_what_was_done_well_pays(steps: list[tuple[float, int]]) -> None:
+    """Never more than the burst, the time and the most that was ever done pay for; less done takes nothing back."""
+    bucket, now, done, most, taken = Bucket(5, 1.0, 0.0, 2.0), 0.0, 0, 0, 0
+    for gap, more in steps:
+        now, done = now + gap, done + more
+        most = max(most, done)
+        taken += bucket.take(now, 1, done)
+        assert taken <= 5 + now + 2.0 * most + 1e-6
+
+
+def test_done_is_paid_for_once() -> None:
+    bucket = Bucket(2, 0.0, 0.0, 1.0)
+    assert [bucket.take(0.0, 1, 3) for _ in range(5)] == [True] * 4 + [False]  # 3 earned, a burst of 2 kept
+    assert not bucket.take(0.0, 1, 3)
+    assert bucket.take(0.0, 1, 4)
+    assert not bucket.take(0.0, 1, 4)

@@ -256,3 +256,20 @@ def test_frames_that_keep_coming_are_no_stall() -> None:
     assert conn.failed is None
     conn.tick(511.0)
     assert conn.failed is not None
+
+
+@pytest.mark.parametrize(("ended_well", "holds"), [(3, True), (1, True), (0, False)])
+def test_who_cancels_half_of_many_calls_is_no_attacker(ended_well: int, holds: bool) -> None:
+    """Resets are paid for by time, and one by each call that ended well."""
+    bench = Bench(Limits(reset_burst=20, reset_per_s=0.0))
+    conn = bench.greeted()
+    w, stream_id = wire.Wire(), 1
+    for _ in range(200):
+        for _ in range(ended_well):
+            bench.feed(conn, w.open(stream_id) + wire.data(stream_id, b"x", True))
+            answered(bench)
+            stream_id += 2
+        conn.receive(w.open(stream_id) + wire.rst(stream_id))
+        stream_id += 2
+        bench.take(conn)
+    assert (conn.failed is None) is holds
