@@ -62,7 +62,7 @@ class Base(Speaker):
         self.blocked: dict[Stream, None] = {}  # bytes wait, and not for the stream's own window
         self.recent = [0] * RECENT  # a ring of stream ids that ended on both sides
         self._recent_at = 0
-        self.resets: dict[int, int] = {}  # streams we have reset lately: DATA octets the peer may have sent before it knew
+        self.resets: dict[int, int] = {}  # streams we have reset lately: octets of DATA that may come late
         self.last_peer_id = 0
         self.paused = False
         self.closed = False
